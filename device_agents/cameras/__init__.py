@@ -1,0 +1,1 @@
+"""Where frames come from. Each module gives an iterator of `edge.sample.Frame`."""

@@ -1,0 +1,1 @@
+"""Where sensor windows come from. Each module gives `edge.sample.Window`s."""

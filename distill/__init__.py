@@ -1,0 +1,1 @@
+"""Recording to checkpoint: a frozen teacher is distilled into a student (host only, torch)."""

@@ -1,0 +1,142 @@
+"""Outputs that appear whole or not at all, and the digests that name their content.
+
+A folder or file is written beside its final place under a temporary name, flushed to disk, and
+renamed. A killed process leaves a temporary behind, never half an output. An existing output is
+kept unless the person said `--force`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge.errors import InputError, MachineError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it becomes `path`, on any error it vanishes."""
+    check_free(path, force=force)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(
+            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        )
+        try:
+            partial.chmod(0o755)
+            yield partial
+            _flush_tree(partial)
+            _replace_folder(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it becomes `path`, on any error it vanishes."""
+    check_free(path, force=force)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            _flush(partial)
+            partial.chmod(0o644)
+            partial.replace(path)
+            _flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def check_free(path: Path, *, force: bool = False) -> None:
+    """Refuse an output that exists already. Call it before long work, not only at its end."""
+    if path.exists() and not force:
+        raise InputError(
+            where=path,
+            expected="a path where nothing is yet",
+            found="an existing output",
+            do="Choose another --out, or say --force to replace it.",
+        )
+
+
+def digest_of_bytes(content: bytes) -> str:
+    """Return the SHA-256 of `content` as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits, read in bounded memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing right into an error that says the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(
+                where=path,
+                expected="room on the disk",
+                found=str(error),
+                do="Free some space or choose another --out; nothing half written was left.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise MachineError(
+                where=path,
+                expected="the right to write here",
+                found=str(error),
+                do="Choose another --out, or change the folder's owner.",
+            ) from error
+        raise
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    """Put `partial` in the place of `path`.
+
+    Folders cannot be swapped in one portable call, so the old one steps aside under a temporary
+    name and is deleted only when the new one stands.
+    """
+    if not path.exists():
+        partial.rename(path)
+    else:
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        path.rename(aside / path.name)
+        try:
+            partial.rename(path)
+        except OSError:
+            (aside / path.name).rename(path)
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    _flush(path.parent)
+
+
+def _flush_tree(folder: Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            _flush(Path(parent, name))
+        _flush(Path(parent))
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

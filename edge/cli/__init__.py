@@ -1,0 +1,1 @@
+"""The `edge` command: one thin module per group of commands."""

@@ -1,0 +1,99 @@
+"""The `edge` command: find the module that owns a subcommand, and print errors for people.
+
+Help must answer at once, so this file knows each command's name and one line about it, and a
+command's module is imported only when that command is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from edge.errors import EdgeError
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: the module in `edge.cli` that owns it, and its line in `edge --help`.
+
+    The module defines `add_arguments(parser)`, and `run(arguments)` returning the exit status.
+    """
+
+    name: str
+    module: str
+    summary: str
+
+
+COMMANDS = (
+    Command("simulate", "simulate", "make a recording of a simulated line"),
+    Command("import", "importing", "make a recording from an image folder or an MVTec AD folder"),
+    Command("recordings", "recordings", "show what is in a recording, oddities included"),
+    Command("distill", "distill", "train a student on a recording"),
+    Command("evaluate", "evaluate", "measure a run or a bundle on a recording"),
+    Command("export", "export", "turn a run into an INT8 bundle, with proof of parity"),
+    Command("verify", "verify", "check a bundle: digests, sizes, golden samples"),
+    Command("replay", "replay", "walk a recording through the device's path, print inspections"),
+    Command("agent", "agent", "run one of the station's agents: inspector or publisher"),
+    Command("listen", "listen", "show what stations report over MQTT"),
+    Command("demo", "demo", "run the whole line once on a simulated recording"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns 0, or 1: the answer is no; 2: bad input; 3: the machine lacks."""
+    words = sys.argv[1:] if argv is None else argv
+    parser, module_name = _parser_for(words[0] if words else None)
+    arguments = parser.parse_args(words)
+    if module_name is None:
+        parser.print_help()
+        return 2
+    try:
+        status: int = importlib.import_module(f"edge.cli.{module_name}").run(arguments)
+    except EdgeError as error:
+        print(f"edge: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("edge: stopped by Ctrl-C.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) closed early; Python would complain again while shutting down.
+        sys.stderr.close()
+        return 0
+    return status
+
+
+def _parser_for(word: str | None) -> tuple[argparse.ArgumentParser, str | None]:
+    """Build the parser, with the arguments of the one command that `word` names."""
+    parser = argparse.ArgumentParser(
+        prog="edge",
+        description="Distil, export and run visual + sensor inspection on NVIDIA Jetson Orin.",
+        epilog="Exit status: 0 done; 1 it ran and the answer is no; 2 the input is wrong; "
+        "3 the machine lacks something.",
+    )
+    parser.add_argument("--version", action="version", version=f"orin-inspect {_version()}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
+    called = None
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.name, help=command.summary, description=command.summary
+        )
+        if command.name == word:
+            called = command.module
+            importlib.import_module(f"edge.cli.{called}").add_arguments(subparser)
+    return parser, called
+
+
+def _version() -> str:
+    try:
+        return version("orin-inspect")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

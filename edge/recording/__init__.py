@@ -1,0 +1,1 @@
+"""Recordings, samples on disk: the format, importing others into it, surveying oddities."""

@@ -1,0 +1,1 @@
+"""A simulated line: textured parts, defects, sensor waveforms. The embedded default input."""
