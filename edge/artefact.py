@@ -22,10 +22,14 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder to fill; on success it becomes `path`, on any error it vanishes."""
-    check_free(path, force=force)
+def new_folder(path: Path, *, force: bool = False, mark: str | None = None) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it becomes `path`, on any error it vanishes.
+
+    `mark` names a file by which an output of the same kind is known (see `check_free`).
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at `path`
     with _disk_errors(path):
+        check_free(path, force=force, mark=mark)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(
             tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -42,8 +46,8 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write; on success it becomes `path`, on any error it vanishes."""
-    check_free(path, force=force)
     with _disk_errors(path):
+        check_free(path, force=force)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
@@ -58,14 +62,27 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def check_free(path: Path, *, force: bool = False) -> None:
-    """Refuse an output that exists already. Call it before long work, not only at its end."""
-    if path.exists() and not force:
+def check_free(path: Path, *, force: bool = False, mark: str | None = None) -> None:
+    """Refuse an output that exists already. Call it before long work, not only at its end.
+
+    With `force` an existing output may be replaced; where `mark` is given, only a folder that
+    holds a file of that name, so that a slip of the pen cannot delete something else.
+    """
+    if not os.path.lexists(path):
+        return
+    if not force:
         raise InputError(
             where=path,
             expected="a path where nothing is yet",
             found="an existing output",
             do="Choose another --out, or say --force to replace it.",
+        )
+    if mark is not None and not (path / mark).is_file():
+        raise InputError(
+            where=path,
+            expected=f"an earlier output to replace (a folder with {mark})",
+            found="something else",
+            do="Choose another --out; --force deletes nothing that this command did not write.",
         )
 
 
@@ -102,6 +119,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 expected="the right to write here",
                 found=str(error),
                 do="Choose another --out, or change the folder's owner.",
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(
+                where=path,
+                expected="a path that can become an output",
+                found=str(error),
+                do="Choose another --out.",
             ) from error
         raise
 

@@ -6,7 +6,9 @@
     BUNDLE/golden/*.npz        golden samples: input tensors and the scores they must give
 
 Opening a bundle reads the manifest; `problems_of` holds every file against it. No path outside the
-folder is ever read: names in the manifest are checked before they are used.
+folder is ever read: names in the manifest are checked before they are used, and no link is
+followed. The manifest's own bytes are held by its `seal`: a changed threshold would change verdicts
+as surely as a changed weight. The seal is against accidents, it is no signature.
 """
 
 from __future__ import annotations
@@ -90,6 +92,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     golden: tuple[GoldenSample, ...]
     provenance: Provenance
     schema: int = SCHEMA
+    seal: str = ""  # SHA-256 of the manifest's bytes as they are while the seal is empty
 
 
 class Bundle:
@@ -135,7 +138,8 @@ def problems_of(bundle: Bundle) -> list[str]:
     ]
     for path in sorted(bundle.folder.rglob("*")):
         name = path.relative_to(bundle.folder).as_posix()
-        if not path.is_dir() and name != MANIFEST_FILE and name not in listed:
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and name != MANIFEST_FILE and name not in listed:
             problems.append(f"{name}: not listed in the manifest")
     problems += [
         f"{golden.file}: a golden sample that the manifest's files do not list"
@@ -146,9 +150,11 @@ def problems_of(bundle: Bundle) -> list[str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest` into `folder`, which holds the files it lists."""
-    content = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
-    (folder / MANIFEST_FILE).write_bytes(content)
+    """Write `manifest` into `folder`, which holds the files it lists, and seal it."""
+    blank = msgspec.structs.replace(manifest, seal="")
+    content = msgspec.json.format(msgspec.json.encode(blank)) + b"\n"
+    sealed = content.replace(_seal_line(""), _seal_line(digest_of_bytes(content)))
+    (folder / MANIFEST_FILE).write_bytes(sealed)
 
 
 def entries_of(folder: Path) -> dict[str, FileEntry]:
@@ -162,15 +168,24 @@ def entries_of(folder: Path) -> dict[str, FileEntry]:
 
 def _problem_with(folder: Path, name: str, entry: FileEntry) -> str | None:
     path = folder / name
-    if path.is_symlink() or not path.is_file():
-        return "missing"
-    size = path.stat().st_size
-    if size != entry.size_bytes:
-        return f"{size} bytes where the manifest says {entry.size_bytes}"
-    digest = digest_of_file(path)
+    try:
+        if path.resolve() != folder.resolve() / name:
+            return "a link, which may lead out of the bundle"
+        if not path.is_file():
+            return "missing"
+        size = path.stat().st_size
+        if size != entry.size_bytes:
+            return f"{size} bytes where the manifest says {entry.size_bytes}"
+        digest = digest_of_file(path)
+    except (OSError, ValueError, RuntimeError) as error:  # no rights, no possible name, a loop
+        return f"unreadable ({error})"
     if digest != entry.sha256:
         return f"SHA-256 {digest[:12]}... where the manifest says {entry.sha256[:12]}..."
     return None
+
+
+def _seal_line(seal: str) -> bytes:
+    return b'"seal": ' + msgspec.json.encode(seal)
 
 
 def _manifest_bytes(path: Path) -> bytes:
@@ -192,7 +207,7 @@ def _manifest_bytes(path: Path) -> bytes:
 def _manifest_from(content: bytes, path: Path) -> Manifest:
     try:
         document: Any = msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _broken(path, str(error)) from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
@@ -206,6 +221,10 @@ def _manifest_from(content: bytes, path: Path) -> Manifest:
         manifest = msgspec.convert(document, Manifest)
     except msgspec.ValidationError as error:
         raise _broken(path, str(error)) from None
+    sealed = _seal_line(manifest.seal)
+    blank = content.replace(sealed, _seal_line(""))
+    if content.count(sealed) != 1 or digest_of_bytes(blank) != manifest.seal:
+        raise _broken(path, "a seal that does not fit: some byte was changed")
     for name in manifest.files:
         if not is_safe_relative(name):
             raise _broken(path, f"a file name that leaves the bundle: '{name}'")

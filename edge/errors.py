@@ -14,7 +14,7 @@ prints `EdgeError` and nothing else: any other exception is a bug and keeps its 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class EdgeError(Exception):
@@ -31,6 +31,10 @@ class EdgeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}, found {self.found}. {self.do}"
+
+    def __reduce__(self) -> tuple[Callable[..., EdgeError], tuple[object, ...]]:
+        """Let the error cross from a worker process, which keyword-only parts would prevent."""
+        return _rebuilt, (type(self), self.where, self.expected, self.found, self.do)
 
 
 class AnswerIsNo(EdgeError):
@@ -53,6 +57,10 @@ class MachineError(EdgeError):
     """This machine lacks something: a package, a broker, disk space, a right."""
 
     exit_status = 3
+
+
+def _rebuilt(kind: type[EdgeError], where: object, expected: str, found: str, do: str) -> EdgeError:
+    return kind(where=where, expected=expected, found=found, do=do)
 
 
 def nearest_hint(wrong: str, known: Iterable[str]) -> str:

@@ -68,15 +68,22 @@ def verdict_of(
     return Verdict("fail", label, anomaly_score, threshold.value)
 
 
-def threshold_under_budget(normal_scores: Sequence[float], false_alarm_budget: float) -> Threshold:
+def threshold_under_budget(
+    normal_scores: Sequence[float],
+    false_alarm_budget: float,
+    defect_scores: Sequence[float] = (),
+) -> Threshold:
     """Return the threshold that at most `false_alarm_budget` of normal parts reach.
 
     The split-conformal quantile: with n held-out normal scores, the k-th smallest with
     k = ceil((n + 1) * (1 - budget)) is exceeded by a new normal part with probability at most
     the budget (Vovk et al., "Algorithmic Learning in a Random World", 2005; Lei et al.,
     arXiv 1604.04173). For k > n the sample cannot support the budget: the highest normal score
-    is used instead and `supported` is False. A part fails at or above the threshold, so the value
-    is the next float above that score.
+    is used instead and `supported` is False.
+
+    The value lies halfway from that score to the next higher one that was seen, of a normal or a
+    defective part: any value in between keeps the promise, and halfway is furthest from turning
+    a part over when the same score is computed elsewhere with other rounding.
     """
     if not normal_scores:
         raise ValueError("a threshold needs at least one normal score")
@@ -85,8 +92,12 @@ def threshold_under_budget(normal_scores: Sequence[float], false_alarm_budget: f
     ordered = sorted(normal_scores)
     n = len(ordered)
     rank = math.ceil((n + 1) * (1.0 - false_alarm_budget))
+    highest_passed = ordered[min(rank, n) - 1]
+    least = math.nextafter(highest_passed, math.inf)
+    higher = [score for score in (*ordered, *defect_scores) if score > highest_passed]
+    halfway = (highest_passed + min(higher)) / 2 if higher else least
     return Threshold(
-        value=math.nextafter(ordered[min(rank, n) - 1], math.inf),
+        value=max(least, halfway),
         false_alarm_budget=false_alarm_budget,
         normals=n,
         supported=rank <= n,

@@ -15,7 +15,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
@@ -30,6 +32,8 @@ SCHEMA = 1
 HEADER_FILE = "recording.json"
 ROWS_FILE = "samples.jsonl"
 FILES_FOLDER = "files"
+# What msgspec raises on bytes that are no JSON object, beside its own error.
+_UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError)
 
 
 class SampleRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -155,19 +159,33 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
 def read_readings(path: Path, channels: tuple[Channel, ...]) -> NDArray[np.float32]:
     """Read a sensor file as float32 [C, T]. Raises InputError when its shape does not fit."""
     try:
-        if path.suffix.lower() == ".csv":
-            values = _readings_from_csv(path, channels)
-        else:
-            values = np.load(path, allow_pickle=False)
+        values = raw_readings(path, channels)
     except FileNotFoundError:
         raise _bad_readings(path, channels, "nothing") from None
     except (OSError, ValueError, EOFError) as error:
         raise _bad_readings(path, channels, str(error)) from None
-    if values.ndim == 1:
-        values = values[None]
     if values.ndim != 2 or len(values) != len(channels) or values.dtype.kind not in "fiu":
         raise _bad_readings(path, channels, f"{values.dtype} {list(values.shape)}")
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):  # a reading beyond float32 becomes infinite, and is refused
+        return values.astype(np.float32)
+
+
+def raw_readings(path: Path, channels: tuple[Channel, ...]) -> NDArray[Any]:
+    """Return a sensor file's array as it lies, before its shape is held against `channels`.
+
+    One row of readings counts as one channel. Raises OSError, ValueError or EOFError when the
+    file itself cannot be read; `read_readings` is what most callers want.
+    """
+    if path.suffix.lower() == ".csv":
+        return _readings_from_csv(path, channels)
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (SyntaxError, TokenError, BadZipFile, OverflowError, MemoryError) as error:
+        # numpy reads the header with Python's own parser, and lets its errors through.
+        raise ValueError(f"a damaged .npy header ({error})") from None
+    if not isinstance(values, np.ndarray):
+        raise ValueError("an archive of several arrays, not one array")
+    return values[None] if values.ndim == 1 else values
 
 
 def nanoseconds_of(captured_at: str | None) -> int:
@@ -199,7 +217,7 @@ def _read_header(path: Path) -> RecordingHeader:
     content = _read_bytes(path)
     try:
         schema = msgspec.json.decode(content).get("schema")
-    except (msgspec.DecodeError, AttributeError) as error:
+    except _UNREADABLE_JSON as error:
         raise _broken(path, str(error)) from None
     if schema != SCHEMA:
         raise InputError(
@@ -218,7 +236,7 @@ def _read_rows(path: Path) -> Iterator[SampleRow]:
     for number, line in enumerate(_read_bytes(path).splitlines(), start=1):
         try:
             row = msgspec.json.decode(line, type=SampleRow)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except _UNREADABLE_JSON as error:
             raise _broken(f"{path}, line {number}", str(error)) from None
         for relative in (row.image, row.sensor, row.mask):
             if relative is not None and not is_safe_relative(relative):
@@ -242,11 +260,29 @@ def _readings_from_csv(path: Path, channels: tuple[Channel, ...]) -> NDArray[Any
     """Take the channels' columns by name where the header has them all, else all by position."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         names = [name.strip() for name in next(csv.reader(file), [])]
-        readings = np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float64)
+        lines = [line for line in file if line.strip()]
+    if not lines:
+        raise ValueError("no readings below the header")
+    readings = np.loadtxt(lines, delimiter=",", ndmin=2, dtype=np.float64)
+    if readings.shape[1] != len(names):
+        raise ValueError(f"{len(names)} columns in the header, {readings.shape[1]} below it")
+    if all(_is_number(name) for name in names):
+        raise ValueError("readings in its first line, where the columns' names belong")
     wanted = [channel.name for channel in channels]
+    if set(wanted) & set(names) and not set(wanted) <= set(names):
+        # Taking such columns by position could swap two channels without a word.
+        raise ValueError(f"only some of the channels among its columns {', '.join(names)}")
     if set(wanted) <= set(names):
         readings = readings[:, [names.index(name) for name in wanted]]
     return np.asarray(readings.T)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unreadable(path: Path, found: str) -> InputError:

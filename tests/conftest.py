@@ -1,0 +1,30 @@
+"""What several tests share: the real data, where it is, and one small simulated line."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edge.artefact import new_folder
+from edge.recording.format import Recording
+from edge.simulate.line import LineOrder, simulate
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets. Mark the test with `real_data` too."""
+    folder = Path(os.environ.get("EDGE_DATA") or REPOSITORY / ".." / "shared" / "data").resolve()
+    if not (folder / "ballscrew" / "metadata.csv").is_file():
+        pytest.skip(f"NO REAL DATA at {folder}: set EDGE_DATA to the folder that holds ballscrew/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def simulated_line(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """A small simulated recording, to read and never to change."""
+    out = tmp_path_factory.mktemp("line") / "rec"
+    with new_folder(out) as partial:
+        simulate(LineOrder(parts=60, seed=7, size=(96, 72)), partial)
+    return Recording.open(out)

@@ -1,0 +1,166 @@
+"""`edge export` on a real run: a whole bundle, or none and one paragraph that says why."""
+
+import shutil
+
+import msgspec
+import pytest
+import torch
+from export_stand_in import CLASSES, small_recording, write_small_recording
+from torch import nn
+
+from distill.checkpoint import RECORD_FILE, RunRecord, write_run
+from distill.dataset import spec_for
+from distill.recipe import load_recipe
+from distill.student import Student
+from edge.bundle import Bundle, problems_of
+from edge.cli.main import main
+from edge.prepare import model_inputs
+from edge.sample import Channel
+from edge.verdict import DecisionRule, Threshold
+from export import compile_check, parity
+
+SMALL = ("student.stem=patch", "student.width=32", "student.heads=2", "sensor.frame_samples=64")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run as `edge distill` leaves it, its student trained on labels alone for seconds."""
+    recording, recipe = small_recording(), load_recipe("tiny", SMALL)
+    threshold = Threshold(0.5, 0.05, 16, supported=False)
+    spec = msgspec.structs.replace(
+        spec_for(recording, recipe), rule=DecisionRule(threshold, threshold)
+    )
+    torch.manual_seed(0)
+    student = Student(spec, recipe)
+    rows = recording.rows_in("train")
+    batch = [model_inputs(recording.read_sample(row), spec) for row in rows]
+    inputs = [torch.cat([torch.tensor(one[t.name]) for one in batch]) for t in spec.inputs()]
+    labels = torch.tensor([CLASSES.index(row.label) for row in rows])
+    optimiser = torch.optim.AdamW(student.parameters(), lr=5e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        classes, score = student(*inputs)[:2]
+        loss = nn.functional.nll_loss((classes + 1e-6).log(), labels)
+        (loss + nn.functional.binary_cross_entropy(score, (labels > 0).float())).backward()
+        optimiser.step()
+    folder = tmp_path_factory.mktemp("run")
+    record = RunRecord(
+        spec=spec,
+        recipe=recipe,
+        recipe_digest=recipe.digest(),
+        recording="small",
+        recording_digest=recording.digest(),
+        weights_digest="",
+        parts_by_label={},
+        losses_by_epoch=(),
+        versions={},
+        remarks=(),
+    )
+    write_run(folder, student, record)
+    return folder
+
+
+def export(run, recording, out, *more):
+    words = [run, "--calibration", recording, "--out", out, "--samples", 32]
+    return main(["export", *map(str, words), *more])
+
+
+def refused(capsys):
+    """The one paragraph for a person, which is the last line on standard error."""
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("edge: ")
+    return line
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Assert, when the test is over, that nothing half written was left beside the output."""
+    yield tmp_path / "bundle"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_run_becomes_a_whole_bundle_that_verifies(run_folder, folders, capsys):
+    assert export(run_folder, small_recording().folder, folders) == 0
+    told = capsys.readouterr()
+    assert "Calibrating on 32 samples" in told.err
+    assert f"edge verify {folders}" in told.out.replace("\n", "")
+    manifest = Bundle.open(folders).manifest
+    assert [one.form for one in manifest.parity] == ["onnx-fp32", "onnx-int8"]
+    assert manifest.parity[0].max_score_error < 1e-4
+    assert {check.file for check in manifest.compile_checks} <= set(manifest.files)
+    assert manifest.provenance.training_digest == small_recording().digest()
+    assert main(["verify", str(folders)]) == 0
+
+
+def test_existing_output_is_refused_early_and_replaced_by_force(
+    run_folder, folders, capsys, monkeypatch
+):
+    folders.mkdir()
+    (folders / "old.txt").write_text("somebody's")
+    assert export(run_folder, small_recording().folder, folders) == 2
+    assert "--force" in refused(capsys)
+    assert (folders / "old.txt").exists()
+    # On this second way the builder is absent, which is said and recorded, and no reason to stop.
+    monkeypatch.setattr(compile_check, "_BINDINGS", "no_such_bindings")
+    assert export(run_folder, small_recording().folder, folders, "--force") == 0
+    assert problems_of(Bundle.open(folders)) == []
+    assert "NOT CHECKED by NVIDIA's builder" in capsys.readouterr().err
+    checks = Bundle.open(folders).manifest.compile_checks
+    assert {check.status for check in checks} == {"not run"}
+
+
+def test_parity_over_budget_makes_no_bundle(run_folder, folders, capsys, monkeypatch):
+    strict = {parity.ONNX_INT8: parity.Budget(1e-9, 0.0, 0.0)}  # less than any rounding
+    monkeypatch.setattr(parity, "BUDGETS", strict)
+    assert export(run_folder, small_recording().folder, folders) == 1
+    assert "Worst: val-0" in refused(capsys)
+    assert not folders.exists()
+
+
+def test_folder_that_is_no_run_is_bad_input(folders, tmp_path, capsys):
+    assert export(tmp_path, small_recording().folder, folders) == 2
+    assert "expected a run" in refused(capsys)
+
+
+def test_run_of_another_schema_is_bad_input(run_folder, folders, tmp_path, capsys):
+    other = shutil.copytree(run_folder, tmp_path / "run")
+    record = (other / RECORD_FILE).read_text()
+    (other / RECORD_FILE).write_text(record.replace('"schema": 1', '"schema": 9'))
+    assert export(other, small_recording().folder, folders) == 2
+    assert "found schema 9" in refused(capsys)
+
+
+def test_run_without_a_threshold_is_bad_input(run_folder, folders, tmp_path, capsys):
+    other = shutil.copytree(run_folder, tmp_path / "run")
+    record = msgspec.json.decode((other / RECORD_FILE).read_bytes())
+    record["spec"]["rule"] = None
+    (other / RECORD_FILE).write_bytes(msgspec.json.encode(record))
+    assert export(other, small_recording().folder, folders) == 2
+    assert "still in training" in refused(capsys)
+
+
+def test_recording_of_other_channels_is_bad_input(run_folder, folders, tmp_path, capsys):
+    recording = write_small_recording(tmp_path / "rec", {"train": 33})
+    header = msgspec.structs.replace(recording.header, channels=(Channel("force", "N", 50.0),))
+    (recording.folder / "recording.json").write_bytes(msgspec.json.encode(header))
+    assert export(run_folder, recording.folder, folders) == 2
+    assert "found force:N:50" in refused(capsys)
+    assert not folders.exists()
+
+
+def test_empty_and_tiny_calibration_recordings_are_bad_input(run_folder, folders, tmp_path, capsys):
+    for splits, found in (({}, "no samples"), ({"train": 3}, "has 3")):
+        recording = write_small_recording(tmp_path / found, splits)
+        assert export(run_folder, recording.folder, folders) == 2
+        assert found in refused(capsys)
+
+
+def test_sample_with_readings_that_are_no_numbers_stops_the_export(
+    run_folder, folders, tmp_path, capsys
+):
+    recording = shutil.copytree(small_recording().folder, tmp_path / "rec")
+    for path in (recording / "files").glob("train-01*.npy"):
+        path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")  # a float32 NaN
+    assert export(run_folder, recording, folders) == 2
+    assert "finite readings" in refused(capsys)
+    assert not folders.exists()

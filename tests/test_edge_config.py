@@ -1,0 +1,104 @@
+"""Files written by people: strict reading, and overrides from the command line."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.config import struct_from_table, struct_from_toml
+from edge.errors import InputError
+
+
+class Train(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    epochs: int = 3
+    rate: float = 0.1
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    train: Train = Train()
+    teacher: Train | None = None
+
+
+def from_text(tmp_path, text, *overrides):
+    (tmp_path / "recipe.toml").write_text(text)
+    return struct_from_toml(tmp_path / "recipe.toml", Recipe, overrides)
+
+
+def test_a_file_is_read_into_its_struct(tmp_path):
+    recipe = from_text(tmp_path, 'name = "tiny"\n[train]\nepochs = 5\n')
+    assert recipe == Recipe("tiny", Train(epochs=5))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ('name = "x"\ntrian = 1', "'trian'", "'train'"),
+        ('name = "x"\n[train]\nepoch = 1', "'train.epoch'", "'epochs'"),
+        ('name = "x"\n[teacher]\nraet = 1', "'teacher.raet'", "'rate'"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(tmp_path, text, key, nearest):
+    with pytest.raises(InputError) as caught:
+        from_text(tmp_path, text)
+    assert key in str(caught.value)
+    assert f"Did you mean {nearest}?" in str(caught.value)
+
+
+def test_a_value_of_the_wrong_type_names_its_path(tmp_path):
+    with pytest.raises(InputError, match=r"train\.epochs"):
+        from_text(tmp_path, 'name = "x"\n[train]\nepochs = "many"')
+
+
+def test_a_missing_key_is_named(tmp_path):
+    with pytest.raises(InputError, match="name"):
+        from_text(tmp_path, "[train]\nepochs = 5\n")
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"name = 'x'\nname = 'y'"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path, content):
+    (tmp_path / "recipe.toml").write_bytes(content)
+    with pytest.raises(InputError, match="TOML"):
+        struct_from_toml(tmp_path / "recipe.toml", Recipe)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(InputError, match="TOML"):
+            struct_from_toml(path, Recipe)
+
+
+def test_overrides_win_over_the_file_and_reach_into_tables(tmp_path):
+    text = 'name = "x"\n[train]\nepochs = 5\n'
+    recipe = from_text(tmp_path, text, "train.epochs=7", "name=quick", "teacher.rate=0.5")
+    assert recipe == Recipe("quick", Train(epochs=7), Train(rate=0.5))
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("epochs", "key=value"),
+        ("=3", "key=value"),
+        ("train.epoch=3", "'epochs'"),
+        ("name.first=x", "single value"),
+        ("train=3", "train"),
+    ],
+)
+def test_an_override_that_fits_nothing_is_refused(tmp_path, override, hint):
+    with pytest.raises(InputError, match=hint):
+        from_text(tmp_path, 'name = "x"', override)
+
+
+@given(st.integers(-(2**62), 2**62))
+def test_an_override_keeps_its_number(number):
+    table = {"name": "x"}
+    recipe = struct_from_table(table, Recipe, where="test", overrides=(f"train.epochs={number}",))
+    assert recipe.train.epochs == number
+
+
+@given(st.text(max_size=20))
+def test_any_override_is_taken_or_refused_in_words(text):
+    try:
+        struct_from_table({"name": "x"}, Recipe, where="test", overrides=(text,))
+    except InputError as error:
+        assert ": expected " in str(error)  # noqa: PT017 - either outcome is right
