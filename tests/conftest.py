@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# As `edge` does it, and before any test loads torch: idle threads sleep instead of spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
 from edge.artefact import new_folder

@@ -1,0 +1,75 @@
+"""`edge agent`: run one of the station's agents until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from threading import Event
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define `edge agent`."""
+    parser.add_argument(
+        "agent",
+        choices=("inspector", "publisher"),
+        help="inspector: source to outbox; publisher: outbox to broker",
+    )
+    parser.add_argument("--station", type=Path, required=True, help="the station file (TOML)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the agent. SIGTERM and Ctrl-C stop it cleanly."""
+    from device_agents.station import station_from_toml
+
+    station = station_from_toml(arguments.station)
+    log_to_stderr()
+    stop = stop_on_signals()
+    if arguments.agent == "inspector":
+        from device_agents.inspector import run_inspector
+
+        _say(
+            f"inspector of {station.station}: {station.source.recording} through "
+            f"{station.model.bundle} into {station.outbox.path}"
+        )
+        run_inspector(station, stop)
+    else:
+        from device_agents.publisher import run_publisher
+
+        _say(
+            f"publisher of {station.station}: {station.outbox.path} to "
+            f"mqtt://{station.broker.host}:{station.broker.port}"
+        )
+        run_publisher(station, stop)
+    return 0
+
+
+def log_to_stderr() -> None:
+    """One line per event, with the time in UTC."""
+    import logging
+    import time
+
+    line = logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    line.converter = time.gmtime
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(line)
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
+
+
+def stop_on_signals() -> Event:
+    """Return an event that SIGTERM and SIGINT set; a second SIGINT ends at once."""
+    stop = Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
