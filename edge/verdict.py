@@ -14,7 +14,7 @@ Decision = Literal["pass", "fail", "invalid"]
 class Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One threshold and where it came from.
 
-    A part fails when its anomaly score is at or above `value`. `normals` held-out normal samples
+    A part fails when its anomaly score is at or above `value`. `normals` held-out normal parts
     set it; `supported` says whether they were enough to hold `false_alarm_budget` (see
     `threshold_under_budget`).
     """

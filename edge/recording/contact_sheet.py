@@ -30,14 +30,14 @@ def contact_sheet(recording: Recording) -> Image.Image:
     size = (GAP_PX + COLUMNS * (CELL_PX + GAP_PX), TEXT_PX + 2 * GAP_PX + row_height * len(chosen))
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    _text(draw, (GAP_PX, GAP_PX), _title(recording, ranges))
+    write_text(draw, (GAP_PX, GAP_PX), _title(recording, ranges))
     for place, (label, cells) in enumerate(chosen.items()):
         top = TEXT_PX + 2 * GAP_PX + place * row_height
         count = sum(1 for row in recording.rows if row.label == label)
-        _text(draw, (GAP_PX, top), f"{label}: {count:,} samples")
+        write_text(draw, (GAP_PX, top), f"{label}: {count:,} samples")
         for column, (row, sample) in enumerate(cells):
             left = GAP_PX + column * (CELL_PX + GAP_PX)
-            picture = _marked_picture(recording, row, sample)
+            picture = marked_picture(recording, row, sample)
             _draw_cell(sheet, (left, top + TEXT_PX), picture, sample, ranges)
     return sheet
 
@@ -78,7 +78,8 @@ def _title(recording: Recording, ranges: Sequence[tuple[float, float]]) -> str:
     return " | ".join([recording.header.name, f"{len(recording.rows):,} samples", *scales])
 
 
-def _marked_picture(recording: Recording, row: SampleRow, sample: Sample) -> Image.Image:
+def marked_picture(recording: Recording, row: SampleRow, sample: Sample) -> Image.Image:
+    """Return the frame, no larger than a cell, with a thin line around its labelled defect."""
     picture = Image.fromarray(sample.frame.pixels)
     picture.thumbnail((CELL_PX, CELL_PX))
     outline = _outline(recording, row, picture.size)
@@ -103,12 +104,12 @@ def _draw_cell(
         box = (left, below + 2, left + CELL_PX - 1, below + TRACE_PX - 2)
         draw.rectangle(box, outline=FAINT)
         if sample.window is None:
-            _text(draw, (left + 6, below + 12), "no window")
+            write_text(draw, (left + 6, below + 12), "no window")
         else:
             colour = TRACE_COLOURS[channel % len(TRACE_COLOURS)]
             _draw_trace(draw, box, sample.window.values[channel], scale, colour)
         below += TRACE_PX
-    _text(draw, (left, below), sample.sample_id[-32:])
+    write_text(draw, (left, below), sample.sample_id[-32:])
 
 
 def _outline(recording: Recording, row: SampleRow, size: tuple[int, int]) -> Image.Image | None:
@@ -144,5 +145,6 @@ def _draw_trace(
             draw.line([(left + x, y_low), (left + x, min(y_high, y_low - 1.0))], fill=colour)
 
 
-def _text(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:
+def write_text(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:
+    """Write in the sheet's own type."""
     draw.text(corner, text, fill=INK, font=ImageFont.load_default(13))

@@ -1,0 +1,196 @@
+"""What a run leaves on disk, and how it is read again.
+
+    RUN/run.json      the record: model spec with its rule, recipe, digests, versions, history
+    RUN/student.pt    the student's weights, named by their digest in the record
+    RUN/targets/      what the teacher said (unless --targets named another folder)
+
+Weights are read with `weights_only=True`: a checkpoint from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from distill.recipe import Recipe
+from distill.student import Student
+from edge.artefact import digest_of_file
+from edge.errors import InputError
+from edge.model_spec import ModelSpec
+from edge.scorer import ModelInputs, Scores, scores_from_outputs
+
+SCHEMA = 1
+RECORD_FILE = "run.json"
+WEIGHTS_FILE = "student.pt"
+EPOCH_FILE = "epoch.pt"
+
+
+class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything about a run that is not a weight."""
+
+    spec: ModelSpec
+    recipe: Recipe
+    recipe_digest: str
+    recording: str  # its name
+    recording_digest: str
+    weights_digest: str
+    parts_by_label: dict[str, int]
+    losses_by_epoch: tuple[dict[str, float], ...]
+    versions: dict[str, str]
+    remarks: tuple[str, ...]
+    schema: int = SCHEMA
+
+
+def write_run(folder: Path, student: Student, record: RunRecord) -> None:
+    """Write weights and record into `folder`; the record comes last and names the weights."""
+    weights = folder / WEIGHTS_FILE
+    save_whole(weights, student.state_dict())
+    record = msgspec.structs.replace(record, weights_digest=digest_of_file(weights))
+    content = msgspec.json.format(msgspec.json.encode(record))
+    (folder / RECORD_FILE).write_bytes(content + b"\n")
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read a run's record. Raises InputError."""
+    path = folder / RECORD_FILE
+    try:
+        content = path.read_bytes()
+        schema = msgspec.json.decode(content).get("schema")
+    except (OSError, msgspec.DecodeError, AttributeError) as error:
+        raise _no_run(path, str(error)) from None
+    if schema != SCHEMA:
+        raise InputError(
+            where=path,
+            expected=f"run schema {SCHEMA}",
+            found=f"schema {schema}",
+            do="Install the orin-inspect that wrote it, or distil again.",
+        )
+    try:
+        return msgspec.json.decode(content, type=RunRecord)
+    except msgspec.ValidationError as error:
+        raise _no_run(path, str(error)) from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained student, and what names it."""
+
+    student: Student
+    spec: ModelSpec
+    digest: str  # SHA-256 of the weights' file
+    training_digest: str  # of the recording it was trained on
+
+
+def checkpoint_from_run(folder: Path) -> Checkpoint:
+    """Return the run's student, ready to score, with its spec and digests. Raises InputError."""
+    record = read_record(folder)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file() or digest_of_file(path) != record.weights_digest:
+        raise InputError(
+            where=path,
+            expected=f"weights with the digest {record.weights_digest[:12]} that run.json names",
+            found="other weights" if path.is_file() else "nothing",
+            do="Copy the whole run folder again, or distil again.",
+        )
+    student = Student(record.spec, record.recipe)
+    student.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return Checkpoint(student.eval(), record.spec, record.weights_digest, record.recording_digest)
+
+
+def student_from_run(folder: Path) -> Student:
+    """Return the run's student, ready to score. Raises InputError."""
+    return checkpoint_from_run(folder).student
+
+
+def scorer_from_run(folder: Path) -> StudentScorer:
+    """Return the run's student as a scorer. Raises InputError."""
+    return scorer_from_checkpoint(checkpoint_from_run(folder))
+
+
+def scorer_from_checkpoint(checkpoint: Checkpoint) -> StudentScorer:
+    """Return the checkpoint's student as a scorer."""
+    return StudentScorer(checkpoint.student, checkpoint.spec)
+
+
+class StudentScorer:
+    """The student on the host, behind the interface that every engine has (`edge.scorer`)."""
+
+    def __init__(self, student: Student, spec: ModelSpec) -> None:
+        self._student = student.eval()
+        self._spec = spec
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The contract of the student."""
+        return self._spec
+
+    def score(self, inputs: ModelInputs) -> Scores:
+        """Score one sample (batch of 1)."""
+        # A copy, because pixels that came straight from a picture are read-only memory.
+        tensors = [torch.tensor(inputs[tensor.name]) for tensor in self._spec.inputs()]
+        with torch.inference_mode():
+            outputs: tuple[Tensor, ...] = self._student(*tensors)
+        names = [tensor.name for tensor in self._spec.outputs()]
+        return scores_from_outputs(
+            {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
+        )
+
+    def __enter__(self) -> StudentScorer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is held that needs freeing."""
+
+
+def save_whole(path: Path, content: Any) -> None:
+    """Write tensors to disk so that `path` always holds a whole file: the old or the new one."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_epoch(folder: Path) -> dict[str, Any] | None:
+    """Return what the last whole epoch left behind, or None before the first. InputError."""
+    path = folder / EPOCH_FILE
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise InputError(
+            where=path,
+            expected="the state after an epoch",
+            found=str(error).splitlines()[0],
+            do="Distil again with --force instead of --resume.",
+        ) from None
+    return state
+
+
+def _no_run(path: Path, found: str) -> InputError:
+    return InputError(
+        where=path.parent,
+        expected=f"a run (a folder with {RECORD_FILE} and {WEIGHTS_FILE})",
+        found=found,
+        do="Check the path, or make a run with `edge distill`.",
+    )

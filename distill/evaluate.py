@@ -1,0 +1,200 @@
+"""Measure any scorer (a student or a bundle's engine) on one split of a recording.
+
+Shapes: N samples, h w map grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from distill.dataset import Progress
+from distill.metrics import Rate, aupro, auroc, clopper_pearson
+from distill.thresholds import support_remark
+from edge.errors import InputError, nearest_hint
+from edge.model_spec import ImageInput, ModelSpec
+from edge.prepare import MODALITIES, channels_text, model_inputs
+from edge.recording.format import Recording, SampleRow
+from edge.sample import Sample
+from edge.scorer import Scorer
+from edge.verdict import verdict_of
+
+
+class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `edge evaluate --json` prints. None where the split cannot answer the question."""
+
+    n: int
+    auroc: float | None  # normal against all else
+    auroc_by_label: dict[str, float | None]  # normal against each other label
+    auroc_image_only: float | None  # the sensor withheld
+    auroc_sensor_only: float | None  # the image withheld
+    aupro: float | None  # where masks exist
+    threshold: float
+    escape_rate: Rate  # defective parts that pass
+    overkill_rate: Rate  # normal parts that do not
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the scorer said of one sample."""
+
+    row: SampleRow
+    score: float  # the anomaly score, 0..1
+    passed: bool
+    map_hw: NDArray[np.float32]  # the anomaly map, 0..1
+    without: dict[str, float]  # withheld modality -> anomaly score
+
+
+def evaluation_of(
+    scorer: Scorer, recording: Recording, split: str, progress: Progress
+) -> Evaluation:
+    """Measure the scorer on one split. Raises InputError."""
+    measured = measured_on(scorer, recording, split, progress)
+    return evaluation_from(measured, recording, scorer.spec)
+
+
+def measured_on(
+    scorer: Scorer, recording: Recording, split: str, progress: Progress
+) -> list[Measured]:
+    """Score every sample of the split, as it is and with each modality withheld. InputError."""
+    rows = recording.rows_in(split)
+    refuse_misfit(recording, rows, scorer.spec)
+    return [
+        _measure(scorer, recording.read_sample(rows[number]), rows[number])
+        for number in progress(f"evaluating {split}")(range(len(rows)))
+    ]
+
+
+def evaluation_from(
+    measured: Sequence[Measured], recording: Recording, spec: ModelSpec
+) -> Evaluation:
+    """Turn what was measured into figures. The recording is asked for masks only."""
+    assert spec.rule is not None  # a spec without a rule is a student still in training
+    anomalous_N = np.array([m.row.label != recording.normal_class for m in measured])
+    passed_N = np.array([m.passed for m in measured])
+    defects, normals = int(anomalous_N.sum()), int((~anomalous_N).sum())
+    return Evaluation(
+        n=len(measured),
+        auroc=auroc(_scores(measured), anomalous_N),
+        auroc_by_label=_by_label(measured, recording.normal_class),
+        auroc_image_only=_without("sensor", measured, anomalous_N),
+        auroc_sensor_only=_without("image", measured, anomalous_N),
+        aupro=aupro(_maps_and_masks(measured, recording, spec.image)),
+        threshold=spec.rule.threshold.value,
+        escape_rate=clopper_pearson(int((anomalous_N & passed_N).sum()), defects),
+        overkill_rate=clopper_pearson(int((~anomalous_N & ~passed_N).sum()), normals),
+    )
+
+
+def refuse_misfit(recording: Recording, rows: Sequence[SampleRow], spec: ModelSpec) -> None:
+    """Refuse labels or channels that the model does not know. Raises InputError.
+
+    A model that was trained on normal parts only takes every other label as "not normal".
+    """
+    channels = spec.sensor.channels if spec.sensor else ()
+    if channels and recording.header.channels and recording.header.channels != channels:
+        raise InputError(
+            where=recording.folder,
+            expected=f"the model's channels {channels_text(channels)}",
+            found=channels_text(recording.header.channels),
+            do="Use a recording of the sensors that the model was trained on, or distil again.",
+        )
+    known = set(spec.classes)
+    if recording.normal_class not in known:
+        raise _unknown_label(recording, recording.normal_class, spec)
+    unknown = sorted({row.label for row in rows} - known)
+    if unknown and len(known) > 1:
+        raise _unknown_label(recording, unknown[0], spec)
+
+
+def remarks_on(evaluation: Evaluation, spec: ModelSpec) -> list[str]:
+    """Say what a person should know before trusting the figures."""
+    assert spec.rule is not None
+    remarks = [support_remark(spec.rule.threshold, "held out when it was trained")]
+    if evaluation.auroc is None:
+        remarks.append("The split holds only normal parts or only others, so it has no AUROC.")
+    if evaluation.aupro is None:
+        remarks.append("The split has no defect masks, so it has no AUPRO.")
+    return [remark for remark in remarks if remark]
+
+
+def _measure(scorer: Scorer, sample: Sample, row: SampleRow) -> Measured:
+    spec = scorer.spec
+    scores = scorer.score(model_inputs(sample, spec))
+    assert spec.rule is not None
+    verdict = verdict_of(
+        scores.anomaly_score,
+        scores.class_scores.tolist(),
+        spec.classes,
+        spec.rule,
+        sensor_present=sample.window is not None,
+    )
+    without = {}
+    if spec.sensor is not None and sample.window is not None:
+        for modality in MODALITIES:
+            inputs = model_inputs(sample, spec, withhold=modality)
+            without[modality] = scorer.score(inputs).anomaly_score
+    return Measured(
+        row, scores.anomaly_score, verdict.decision == "pass", scores.anomaly_map, without
+    )
+
+
+def _scores(measured: Sequence[Measured]) -> NDArray[np.float64]:
+    return np.array([m.score for m in measured])
+
+
+def _by_label(measured: Sequence[Measured], normal: str) -> dict[str, float | None]:
+    areas = {}
+    for label in sorted({m.row.label for m in measured} - {normal}):
+        chosen = [m for m in measured if m.row.label in (normal, label)]
+        areas[label] = auroc(_scores(chosen), np.array([m.row.label == label for m in chosen]))
+    return areas
+
+
+def _without(
+    modality: str, measured: Sequence[Measured], anomalous_N: NDArray[np.bool_]
+) -> float | None:
+    """Return the AUROC with one modality withheld, over the samples that have both."""
+    have_both_N = np.array([modality in m.without for m in measured])
+    scores = np.array([m.without[modality] for m in measured if modality in m.without])
+    return auroc(scores, anomalous_N[have_both_N])
+
+
+def _maps_and_masks(
+    measured: Sequence[Measured], recording: Recording, size: ImageInput
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Yield map and mask at the model's own image size.
+
+    A defective part without a mask is left out: nobody said where its defect is, or whether it
+    shows at all.
+    """
+    if all(m.row.mask is None for m in measured):
+        return
+    wanted = (size.width, size.height)
+    for m in measured:
+        mask = recording.read_mask(m.row)
+        if mask is None and m.row.label != recording.normal_class:
+            continue
+        fine = Image.fromarray(m.map_hw).resize(wanted, Image.Resampling.BILINEAR)
+        if mask is None:
+            at_size = np.zeros((size.height, size.width), dtype=np.bool_)
+        else:
+            picture = Image.fromarray(mask.astype(np.uint8) * 255)
+            # Any defect pixel marks the pixel it shrinks into, so that no small region is lost.
+            at_size = np.asarray(picture.resize(wanted, Image.Resampling.BOX)) > 0
+        yield np.asarray(fine), at_size
+
+
+def _unknown_label(recording: Recording, label: str, spec: ModelSpec) -> InputError:
+    return InputError(
+        where=recording.folder,
+        expected=f"labels that the model knows: {', '.join(spec.classes)}",
+        found=f"'{label}'",
+        do=f"{nearest_hint(label, spec.classes)} Correct the label, or distil on parts that have "
+        "it.",
+    )

@@ -1,0 +1,295 @@
+"""The student: image and sensor window in, class scores, anomaly score, map and embedding out.
+
+Everything that computes is inside, so that training and device cannot differ: it takes raw uint8
+RGB pixels and readings in physical units, and standardises both itself. Static shapes, decomposed
+attention, native LayerNorm, no FFT, no masks: what ONNX and TensorRT take as it is.
+
+A part is as bad as the strongest evidence against it: the image's, the sensor's, or that of both
+together, joined by a soft maximum. One modality thus cannot talk the other's finding away, and an
+absent one leaves a learned floor in place of its evidence.
+
+Shapes: B batch, H W pixels, h w map grid, S stem features, C sensor channels, T readings,
+N tokens, G image tokens (h * w), D width, M attention heads, Q width per attention head,
+K classes, E pieces of evidence, F teacher features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
+
+from distill.dataset import STRIDE
+from distill.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
+from distill.recipe import Recipe
+from distill.spectral import SpectralFrames
+from edge.model_spec import ModelSpec, SensorInput
+
+HEADS = ("heads", "teacher_features")
+"""Submodules that stay float when the student is quantised."""
+
+EMBEDDINGS = ("image_tokens", "sensor_tokens")
+"""Submodules that turn input into tokens; they stay float too (a third of INT8's score error)."""
+
+_TOP_CELLS = 3
+_TOKEN_DEVIATION = 0.02  # of fresh learned tokens and positions
+_MAP_TRUST = 0.5  # evidence per log odds of the strongest cells, to begin with
+_QUIET = -3.0  # log odds that a fresh piece of evidence starts from
+
+
+class Reading(NamedTuple):
+    """What the student makes of a batch, before it is turned into scores."""
+
+    class_logits_BK: Tensor
+    score_logit_B: Tensor
+    map_logits_Bhw: Tensor
+    features_BGF: Tensor
+    embedding_BD: Tensor
+
+
+class LiteStem(nn.Module):
+    """Frozen EfficientNet-Lite0 at stride 8 (folded to 16) and 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = imagenet_trunk(0)
+        fine, coarse = self.trunk.widths[2], self.trunk.widths[4]
+        self.size = 4 * fine + coarse
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        """Return [B, S, h, w] of scaled pixels."""
+        fine, coarse = self.trunk(x_B3HW)
+        return torch.cat([F.pixel_unshuffle(fine, 2), coarse], 1)
+
+
+class PatchStem(nn.Module):
+    """The pixels of each patch, as they are: what a plain vision transformer starts from."""
+
+    size = 3 * STRIDE * STRIDE
+
+    def forward(self, x_B3HW: Tensor) -> Tensor:
+        """Return [B, S, h, w] of scaled pixels."""
+        return F.pixel_unshuffle(x_B3HW, STRIDE)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Return tokens of the same shape."""
+        mixed_BND: Tensor = self.project(self._attention(self.norm_attention(x_BND)))
+        x_BND = x_BND + self.dropout(mixed_BND)
+        hidden_BND: Tensor = self.down(F.gelu(self.up(self.norm_mlp(x_BND))))
+        dropped_BND: Tensor = self.dropout(hidden_BND)
+        return x_BND + dropped_BND
+
+    def _attention(self, x_BND: Tensor) -> Tensor:
+        batch, tokens, width = x_BND.shape
+        head_width = width // self.heads
+        qkv: Tensor = self.qkv(x_BND).reshape(batch, tokens, 3, self.heads, head_width)
+        q_BMNQ, k_BMNQ, v_BMNQ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        logits_BMNN: Tensor = (q_BMNQ * head_width**-0.5) @ k_BMNQ.transpose(-2, -1)
+        mixed_BMNQ = torch.softmax(logits_BMNN, -1) @ v_BMNQ
+        return mixed_BMNQ.transpose(1, 2).reshape(batch, tokens, width)
+
+
+class SensorTokens(nn.Module):
+    """A window becomes one token per channel and stretch of time."""
+
+    def __init__(self, sensor: SensorInput, recipe: Recipe) -> None:
+        super().__init__()
+        width, channels = recipe.student.width, len(sensor.channels)
+        self.frames = SpectralFrames(
+            channels, sensor.samples, recipe.sensor.frame_samples, recipe.sensor.time_tokens
+        )
+        self.project = nn.Linear(self.frames.size, width)
+        self.channel = _learned(1, channels, 1, width)
+        self.time = _learned(1, 1, self.frames.tokens, width)
+        self.absent = _learned(1, 1, width)
+
+    def forward(self, sensor_BCT: Tensor, present_B11: Tensor) -> Tensor:
+        """Return tokens [B, C * N, D]."""
+        x_BCND: Tensor = self.project(self.frames(sensor_BCT))
+        x_BND = x_BCND.flatten(1, 2)
+        place_1ND = (self.channel + self.time).flatten(1, 2)
+        return present_B11 * x_BND + (1.0 - present_B11) * self.absent + place_1ND
+
+
+class ImageTokens(nn.Module):
+    """Stem features become one token per cell of the map."""
+
+    mean_S: Tensor
+    scale_S: Tensor
+
+    def __init__(self, stem_size: int, cells: int, recipe: Recipe) -> None:
+        super().__init__()
+        width = recipe.student.width
+        self.register_buffer("mean_S", torch.zeros(stem_size))
+        self.register_buffer("scale_S", torch.ones(stem_size))
+        self.project = nn.Linear(stem_size, width)
+        self.place = _learned(1, cells, width)
+        self.absent = _learned(1, 1, width)
+        self.noise = recipe.student.token_noise
+
+    def forward(self, stem_BGS: Tensor, present_B11: Tensor) -> Tensor:
+        """Return tokens [B, G, D]."""
+        x_BGD: Tensor = self.project((stem_BGS - self.mean_S) / self.scale_S)
+        if self.training and self.noise:
+            x_BGD = x_BGD + torch.randn_like(x_BGD) * (self.noise * x_BGD.detach().std())
+        return present_B11 * x_BGD + (1.0 - present_B11) * self.absent + self.place
+
+
+class Heads(nn.Module):
+    """Class logits, the map, and the evidence of image, sensor and both together."""
+
+    def __init__(self, width: int, classes: int, *, has_sensor: bool) -> None:
+        super().__init__()
+        self.classes = nn.Linear((3 if has_sensor else 2) * width, classes)
+        self.map = nn.Linear(width, 1)
+        self.image = nn.Linear(width + 2, 1)  # + the map's strongest cells and its mean
+        self.joint = nn.Linear(width, 1)
+        self.sensor = nn.Linear(width, 1) if has_sensor else None
+        self.floor = nn.Parameter(torch.full((2,), _QUIET))  # without image, without sensor
+        nn.init.constant_(self.joint.bias, _QUIET)
+        # The map learns where long before few labels say whether: the image's evidence starts
+        # from the map's strongest cells.
+        nn.init.constant_(self.image.weight[:, width], _MAP_TRUST)
+
+    def image_evidence(self, summary_BD: Tensor, map_logits_BG: Tensor) -> Tensor:
+        """Return [B, 1]."""
+        top = map_logits_BG.topk(min(_TOP_CELLS, map_logits_BG.shape[1]), 1).values
+        levels_B2 = torch.stack([top.mean(1), map_logits_BG.mean(1)], 1)
+        evidence: Tensor = self.image(torch.cat([summary_BD, levels_B2], 1))
+        return evidence
+
+
+class Student(nn.Module):
+    """One class for every recipe. Inputs and outputs are those of its `ModelSpec`, in order."""
+
+    def __init__(self, spec: ModelSpec, recipe: Recipe) -> None:
+        super().__init__()
+        shape = recipe.student
+        self.grid = (spec.map_height, spec.map_width)
+        cells = spec.map_height * spec.map_width
+        self.stem = LiteStem() if shape.stem == "efficientnet_lite0" else PatchStem()
+        self.image_tokens = ImageTokens(self.stem.size, cells, recipe)
+        self.sensor_tokens = SensorTokens(spec.sensor, recipe) if spec.sensor else None
+        self.image_summary = _learned(1, 1, shape.width)
+        self.sensor_summary = _learned(1, 1, shape.width)
+        self.summary = _learned(1, 1, shape.width)
+        self.image_blocks = _blocks(shape.image_depth, recipe)
+        self.sensor_blocks = _blocks(shape.sensor_depth if spec.sensor else 0, recipe)
+        self.joint_blocks = _blocks(shape.joint_depth, recipe)
+        self.image_norm = nn.LayerNorm(shape.width)
+        self.sensor_norm = nn.LayerNorm(shape.width)
+        self.joint_norm = nn.LayerNorm(shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.heads = Heads(shape.width, len(spec.classes), has_sensor=spec.sensor is not None)
+        self.teacher_features = nn.Linear(shape.width, recipe.teacher.feature_size)
+
+    def forward(
+        self, image: Tensor, sensor: Tensor | None = None, present: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return class scores [B, K], anomaly score [B], map [B, h, w] and embedding [B, D]."""
+        reading = self.read(self.stem_features(image), sensor, present)
+        map_Bhw = torch.sigmoid(reading.map_logits_Bhw)
+        if present is not None:
+            map_Bhw = map_Bhw * present[:, 0, None, None]
+        return (
+            torch.softmax(reading.class_logits_BK, 1),
+            torch.sigmoid(reading.score_logit_B),
+            map_Bhw,
+            reading.embedding_BD,
+        )
+
+    def stem_features(self, image_BHW3: Tensor) -> Tensor:
+        """Return the frozen stem's features [B, G, S] of uint8 images."""
+        pixels = (image_BHW3.float() - PIXEL_MEAN) / PIXEL_SCALE
+        stem: Tensor = self.stem(pixels.permute(0, 3, 1, 2))
+        return stem.flatten(2).transpose(1, 2)
+
+    def read(
+        self, stem_BGS: Tensor, sensor_BCT: Tensor | None, present_B2: Tensor | None
+    ) -> Reading:
+        """Return everything that the student learns, from stem features on."""
+        if present_B2 is None:
+            present_B2 = torch.ones_like(stem_BGS[:, 0, :2])
+        has_image_B1, has_sensor_B1 = present_B2[:, :1], present_B2[:, 1:]
+        image_BND = self._with(
+            self.image_summary, self.image_tokens(stem_BGS, has_image_B1[:, None])
+        )
+        image_BND = self.image_blocks(image_BND)
+        everything = [self.summary.expand(len(stem_BGS), -1, -1), image_BND]
+        sensor_BND = None
+        if self.sensor_tokens is not None:
+            assert sensor_BCT is not None
+            tokens_BND = self.sensor_tokens(sensor_BCT, has_sensor_B1[:, None])
+            sensor_BND = self.sensor_blocks(self._with(self.sensor_summary, tokens_BND))
+            everything.append(sensor_BND)
+        joint_BND = self.joint_blocks(torch.cat(everything, 1))
+        summaries = [self.joint_norm(joint_BND[:, 0]), self.image_norm(image_BND[:, 0])]
+        if sensor_BND is not None:
+            summaries.append(self.sensor_norm(sensor_BND[:, 0]))
+        return self._heads(self.image_norm(image_BND[:, 1:]), summaries, present_B2)
+
+    def _heads(self, cells_BGD: Tensor, summaries: list[Tensor], present_B2: Tensor) -> Reading:
+        """`summaries` [B, D] are those of both together, of the image and of the sensor."""
+        map_logits_BG = self.heads.map(cells_BGD)[..., 0]
+        dropped = [self.dropout(summary_BD) for summary_BD in summaries]
+        floor = self.heads.floor
+        image_B1 = self.heads.image_evidence(dropped[1], map_logits_BG)
+        evidence = [
+            self.heads.joint(dropped[0]),
+            _where_present(image_B1, floor[0], present_B2[:, :1]),
+        ]
+        if self.heads.sensor is not None:
+            sensor_B1 = self.heads.sensor(dropped[2])
+            evidence.append(_where_present(sensor_B1, floor[1], present_B2[:, 1:]))
+        return Reading(
+            class_logits_BK=self.heads.classes(torch.cat(dropped, 1)),
+            score_logit_B=soft_maximum(torch.cat(evidence, 1)),
+            map_logits_Bhw=map_logits_BG.reshape(-1, *self.grid),
+            features_BGF=self.teacher_features(cells_BGD),
+            embedding_BD=summaries[0],
+        )
+
+    @staticmethod
+    def _with(summary_11D: Tensor, tokens_BND: Tensor) -> Tensor:
+        return torch.cat([summary_11D.expand(tokens_BND.shape[0], -1, -1), tokens_BND], 1)
+
+
+def soft_maximum(evidence_BE: Tensor) -> Tensor:
+    """Return the log of the summed exponentials [B].
+
+    Written out, with the maximum taken first, because runtimes differ in whether their own
+    ReduceLogSumExp is safe in FP16.
+    """
+    most_B1 = evidence_BE.amax(1, keepdim=True)
+    return torch.log(torch.exp(evidence_BE - most_B1).sum(1)) + most_B1[:, 0]
+
+
+def _where_present(evidence_B1: Tensor, floor: Tensor, present_B1: Tensor) -> Tensor:
+    """Choose by multiplication, which every runtime fuses; the flags are exactly 0 or 1."""
+    return present_B1 * evidence_B1 + (1.0 - present_B1) * floor
+
+
+def _blocks(depth: int, recipe: Recipe) -> nn.Sequential:
+    shape = recipe.student
+    return nn.Sequential(*(Block(shape.width, shape.heads, shape.dropout) for _ in range(depth)))
+
+
+def _learned(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape) * _TOKEN_DEVIATION)

@@ -1,0 +1,81 @@
+"""`edge evaluate`: measure a run or a bundle on one split of a recording."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill.evaluate import Evaluation
+    from distill.metrics import Rate
+    from edge.scorer import Scorer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `edge evaluate`."""
+    parser.add_argument("model", metavar="RUN|BUNDLE", type=Path)
+    parser.add_argument("recording", metavar="REC", type=Path)
+    parser.add_argument("--split", default="test", help="which split to measure (default test)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score the split and print the figures; remarks go to standard error."""
+    import msgspec
+
+    from distill.evaluate import evaluation_of, remarks_on
+    from edge.cli.progress import Progress
+    from edge.recording.format import Recording
+
+    recording = Recording.open(arguments.recording)
+    with _scorer_at(arguments.model) as scorer:
+        evaluation = evaluation_of(scorer, recording, arguments.split, Progress)
+        spec = scorer.spec
+    if arguments.json:
+        print(msgspec.json.encode(evaluation).decode())
+    else:
+        print(f"{arguments.model} on {arguments.recording}, split '{arguments.split}'")
+        print("\n".join(_table(evaluation)))
+    for remark in remarks_on(evaluation, spec):
+        print(f"note: {remark}", file=sys.stderr)
+    return 0
+
+
+def _scorer_at(folder: Path) -> Scorer:
+    """Open a bundle's engine or a run's student, whichever the folder is. Raises InputError."""
+    from edge.bundle import MANIFEST_FILE, Bundle
+
+    if (folder / MANIFEST_FILE).is_file():
+        from device_agents.engine import engine_from_bundle
+
+        return engine_from_bundle(Bundle.open(folder))
+    from distill.checkpoint import scorer_from_run
+
+    return scorer_from_run(folder)
+
+
+def _table(evaluation: Evaluation) -> list[str]:
+    rows = [("samples", str(evaluation.n)), ("AUROC", _area(evaluation.auroc))]
+    rows += [(f"  {name}", _area(area)) for name, area in evaluation.auroc_by_label.items()]
+    rows += [
+        ("AUROC, image only", _area(evaluation.auroc_image_only)),
+        ("AUROC, sensor only", _area(evaluation.auroc_sensor_only)),
+        ("AUPRO", _area(evaluation.aupro)),
+        ("threshold", f"{evaluation.threshold:.4f}"),
+        ("escapes (defects passed)", _rate(evaluation.escape_rate)),
+        ("overkill (good parts failed)", _rate(evaluation.overkill_rate)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
+
+
+def _area(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _rate(rate: Rate) -> str:
+    if rate.value is None:
+        return "- (no such parts)"
+    return f"{rate.value:.2%} (95 %: {rate.low:.2%} to {rate.high:.2%}, n = {rate.n})"

@@ -1,0 +1,149 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from small_distillation import (
+    Order,
+    change_file,
+    distilled,
+    quick_recipe,
+    small_recording,
+)
+
+from edge.cli.main import main
+from edge.recording.format import Recording
+from edge.sample import Channel
+
+KEYS = ["n", "auroc", "auroc_by_label", "auroc_image_only", "auroc_sensor_only", "aupro",
+        "threshold", "escape_rate", "overkill_rate"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recording, Path]:
+    folder = tmp_path_factory.mktemp("evaluate")
+    recording = small_recording(folder / "rec")
+    recipe = quick_recipe("train.epochs=6", "train.min_steps_per_epoch=6")
+    distilled(recording, folder / "run", recipe)
+    return recording, folder / "run"
+
+
+@dataclass
+class Said:
+    """What a command answered."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def edge(capsys: pytest.CaptureFixture[str]):
+    """Run the command in this process, which has torch loaded already."""
+
+    def run(*words: object) -> Said:
+        status = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    return run
+
+
+def test_the_json_has_exactly_the_keys_that_are_promised(edge, trained: tuple[Recording, Path]):
+    recording, run = trained
+    said = edge("evaluate", run, recording.folder, "--json")
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert list(found) == KEYS
+    assert found["n"] == 18
+    assert sorted(found["auroc_by_label"]) == ["hum", "scratch"]
+    for name in ("escape_rate", "overkill_rate"):
+        rate = found[name]
+        assert list(rate) == ["value", "low", "high", "n"]
+        assert rate["low"] <= rate["value"] <= rate["high"]
+    assert found["escape_rate"]["n"] == 12
+    assert found["overkill_rate"]["n"] == 6
+    assert "cannot support a false-alarm budget" in said.stderr
+
+
+def test_the_table_can_be_read_by_a_person(edge, trained: tuple[Recording, Path]):
+    recording, run = trained
+    said = edge("evaluate", run, recording.folder, "--split", "val")
+    assert said.returncode == 0, said.stderr
+    for words in ("AUROC", "scratch", "AUPRO", "threshold", "95 %", "n = 6"):
+        assert words in said.stdout
+
+
+def test_a_split_that_is_not_there_is_refused(edge, trained: tuple[Recording, Path]):
+    recording, run = trained
+    said = edge("evaluate", run, recording.folder, "--split", "tset")
+    assert said.returncode == 2
+    assert "split 'tset'" in said.stderr
+    assert "train, val, test" in said.stderr
+
+
+def test_a_label_the_model_does_not_know_is_refused(
+    edge, trained: tuple[Recording, Path], tmp_path: Path
+):
+    _, run = trained
+    other = small_recording(tmp_path / "rec", Order(labels=("ok", "scratsh")))
+    said = edge("evaluate", run, other.folder)
+    assert said.returncode == 2
+    assert "ok, scratch, hum" in said.stderr
+    assert "Did you mean 'scratch'?" in said.stderr
+
+
+def test_other_channels_are_refused(edge, trained: tuple[Recording, Path], tmp_path: Path):
+    _, run = trained
+    channels = (Channel("drive_end", "g", 12000.0), Channel("fan_end", "g", 48000.0))
+    other = small_recording(tmp_path / "rec", Order(channels=channels))
+    said = edge("evaluate", run, other.folder)
+    assert said.returncode == 2
+    assert "fan_end:g:12000" in said.stderr
+    assert "fan_end:g:48000" in said.stderr
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "shape", "image", "missing image"])
+@pytest.mark.parametrize("command", ["evaluate", "distill"])
+def test_a_broken_file_is_named(
+    edge, bad: str, command: str, trained: tuple[Recording, Path], tmp_path: Path
+):
+    _, run = trained
+    recording = small_recording(tmp_path / "rec", Order(size=(32, 32), per_label=3))
+    row = recording.rows_in("test" if command == "evaluate" else "train")[0]
+    window = np.load(recording.path_of(row.sensor or ""))
+    if bad == "missing image":
+        recording.path_of(row.image).unlink()
+    elif bad == "image":
+        path = recording.path_of(row.image)
+        change_file(recording, row, "image", path.read_bytes()[:200])
+    elif bad == "shape":
+        np.save(recording.path_of(row.sensor or ""), window[:, :70])
+    else:
+        window[1, 5] = float(bad)
+        np.save(recording.path_of(row.sensor or ""), window)
+    if command == "evaluate":
+        said = edge("evaluate", run, recording.folder)
+    else:
+        said = edge("distill", recording.folder, "--recipe", "tiny", "--out", tmp_path / "new")
+    assert said.returncode == 2
+    assert "Traceback" not in said.stderr
+    paragraph = said.stderr.strip().splitlines()[-1]
+    assert paragraph.startswith("edge: ")
+    assert row.sample_id in paragraph
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_no_model_is_refused(
+    edge, trained: tuple[Recording, Path], tmp_path: Path
+):
+    recording, run = trained
+    said = edge("evaluate", tmp_path, recording.folder)
+    assert said.returncode == 2
+    record = json.loads((run / "run.json").read_text())
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode({**record, "schema": 99}))
+    said = edge("evaluate", tmp_path, recording.folder)
+    assert said.returncode == 2
+    assert "schema 99" in said.stderr
