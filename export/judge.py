@@ -1,0 +1,55 @@
+"""One form of the model judges real samples as a station does: `prepare`, a scorer, the rule.
+
+Kept light, because `edge verify` needs it on the device: no torch, no onnx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from edge.model_spec import ModelSpec
+from edge.prepare import model_inputs
+from edge.recording.format import Recording, SampleRow
+from edge.scorer import ModelInputs, Scorer, Scores
+from edge.verdict import Verdict, verdict_of
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One sample as one form judged it."""
+
+    sample_id: str
+    normal: bool  # its label is the normal class
+    score: float
+    verdict: Verdict
+
+
+def judged_by(
+    scorers: Mapping[str, Scorer],
+    recording: Recording,
+    rows: Iterable[SampleRow],
+) -> dict[str, list[Judged]]:
+    """Judge every row with every scorer, one sample in memory at a time."""
+    judged: dict[str, list[Judged]] = {form: [] for form in scorers}
+    for row in rows:
+        sample = recording.read_sample(row)
+        normal = row.label == recording.normal_class
+        for form, scorer in scorers.items():
+            inputs = model_inputs(sample, scorer.spec)
+            scores = scorer.score(inputs)
+            verdict = verdict_from(scores, inputs, scorer.spec)
+            judged[form].append(Judged(row.sample_id, normal, scores.anomaly_score, verdict))
+    return judged
+
+
+def verdict_from(scores: Scores, inputs: ModelInputs, spec: ModelSpec) -> Verdict:
+    """Judge scores by the spec's rule; `inputs` tell whether the sensor was there."""
+    assert spec.rule is not None
+    return verdict_of(
+        scores.anomaly_score,
+        [float(score) for score in scores.class_scores],
+        spec.classes,
+        spec.rule,
+        sensor_present="present" in inputs and bool(inputs["present"][0, 1]),
+    )

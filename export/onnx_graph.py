@@ -1,0 +1,150 @@
+"""A student becomes an onnx_graph: static shapes, named tensors, everything in one file.
+
+The torch exporter (dynamo) writes opset 20 with `LayerNormalization` kept as one operator: the
+decomposed one overflows FP16 on the Orin (DESIGN, "ONNX"). What the exporter adds for debugging is
+taken out again, because it holds paths and source lines of the machine that exported, and nodes
+are named for the student's module they came from: `blocks.0.mlp.up/MatMul`. NVIDIA's parser and
+builder then speak of modules that a person finds in the student.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, ValueInfoProto
+from torch import Tensor, nn
+
+from edge.model_spec import ModelSpec, TensorSpec
+
+OPSET = 20
+_ROOT = "student"  # stands for the student itself where an operation is in no submodule
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+def fp32_onnx_from_student(student: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Write the student, as trained, to `path`."""
+    onnx.save(onnx_from_module(student.eval(), spec), path)
+
+
+def onnx_from_module(module: nn.Module, spec: ModelSpec) -> ModelProto:
+    """Trace `module` into ONNX that takes and gives exactly the tensors of `spec`."""
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            example_inputs(spec),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in spec.inputs()],
+            output_names=[tensor.name for tensor in spec.outputs()],
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _name_nodes_by_module(model)
+    _strip_debugging(model)
+    onnx.checker.check_model(model, full_check=True)
+    problems = tensor_problems(model, spec)
+    assert not problems, problems  # the student broke its own spec: our bug, not a person's
+    assert not model.functions, "the exporter left ONNX functions, which TensorRT does not inline"
+    return model
+
+
+def example_inputs(spec: ModelSpec) -> tuple[Tensor, ...]:
+    """Return one tensor per input of the spec; only shapes and types matter to the tracer."""
+    return tuple(
+        torch.ones(tensor.shape, dtype=getattr(torch, tensor.dtype)) for tensor in spec.inputs()
+    )
+
+
+def tensor_problems(model: ModelProto, spec: ModelSpec) -> list[str]:
+    """Hold the graph's inputs and outputs against the spec; one sentence per difference."""
+    problems = []
+    for kind, found, wanted in (
+        ("input", model.graph.input, spec.inputs()),
+        ("output", model.graph.output, spec.outputs()),
+    ):
+        have = tuple(_tensor_of(value) for value in found)
+        if have != wanted:
+            problems.append(f"{kind}s are {have} where the spec says {wanted}")
+    return problems
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what torch's exporter and torchao say to nobody in particular.
+
+    Errors still rise as exceptions; only prints, warnings and log lines are held back.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _tensor_of(value: ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return TensorSpec(value.name, dtype, tuple(dim.dim_value for dim in kind.shape.dim))
+
+
+def _name_nodes_by_module(model: ModelProto) -> None:
+    """Name each node `module/Operator`, numbered from the second of the same name on.
+
+    Q/DQ nodes are nobody's; they are named for the layer whose operand they quantise.
+    """
+    seen: Counter[str] = Counter()
+    modules: dict[str, str] = {}  # a tensor's name -> the module that reads it
+    for node in reversed(model.graph.node):
+        module = _module_of(node)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Transpose"):
+            module = modules.get(node.output[0], module) if module == _ROOT else module
+        modules.update(dict.fromkeys(node.input, module))
+        node.name = module
+    for node in model.graph.node:
+        name = f"{node.name}/{node.op_type}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def _module_of(node: NodeProto) -> str:
+    """Return the module path that the exporter noted for a node."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES_KEY:
+            scopes: list[str] = ast.literal_eval(entry.value)
+            # The last scope is the traced operation itself, the one before it its module.
+            return (scopes[-2] if len(scopes) > 1 else "") or _ROOT
+    return _ROOT
+
+
+def _strip_debugging(model: ModelProto) -> None:
+    """Remove source lines, stack traces and intermediate shapes: they can be inferred again."""
+    graph = model.graph
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        del value.metadata_props[:]
+        value.doc_string = ""
