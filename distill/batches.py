@@ -21,6 +21,8 @@ from distill.losses import Lesson
 from distill.recipe import Recipe
 from distill.targets import Copies, Targets
 
+_ALL, _IMAGE_ALONE, _SENSOR_ALONE = range(3)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -113,12 +115,21 @@ class Batches:
         rounds: NDArray[np.int64],
         shown_B2: NDArray[np.float32],
     ) -> Lesson:
-        """With labelled defects the labels lead; else the teacher's word on what is shown."""
-        parts, share = self.copies.parts, self._recipe.targets.teacher_share
+        """With labelled defects the labels lead; else the teacher's word on what is shown.
+
+        A label is of the whole part: its defect may not show in the one modality that is left.
+        Insisting on it would teach the student to remember parts, so where something is withheld
+        the teacher says instead what can be known from the rest.
+        """
+        parts = self.copies.parts
         grid = (parts.spec.map_height, parts.spec.map_width)
         labels_BK = np.eye(len(parts.spec.classes), dtype=np.float32)[parts.labels_N[chosen]]
         if parts.has_defects:
-            classes_BK = (1.0 - share) * labels_BK + share * self.targets.soft_labels[chosen]
+            view_B = _view_of(shown_B2) if parts.spec.sensor else np.zeros(len(chosen), np.int64)
+            share = self._recipe.targets.teacher_share
+            share_B1 = np.where(view_B == _ALL, share, 1.0).astype(np.float32)[:, None]
+            soft_BK = self.targets.soft_labels[view_B, chosen]
+            classes_BK = (1.0 - share_B1) * labels_BK + share_B1 * soft_BK
             score_B = 1.0 - classes_BK[:, 0]
         else:
             classes_BK = labels_BK
@@ -131,6 +142,12 @@ class Batches:
             features_BGF=_float(self.targets.features[rounds, chosen]),
             present_B2=torch.from_numpy(shown_B2),
         )
+
+
+def _view_of(shown_B2: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return which of the teacher's views [B] fits what is shown (see `targets`)."""
+    image_B, sensor_B = shown_B2[:, 0] > 0, shown_B2[:, 1] > 0
+    return np.where(image_B & sensor_B, _ALL, np.where(image_B, _IMAGE_ALONE, _SENSOR_ALONE))
 
 
 def _float(values: NDArray[np.generic]) -> Tensor:

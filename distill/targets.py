@@ -6,12 +6,14 @@
     TARGETS/features.npy      [R, N, G, F] float16: the teacher's dense features
     TARGETS/map.npy           [R, N, G] float16: probability that a cell is anomalous
     TARGETS/scores.npy        [R, N, 2] float32: probability that the image, the sensor is anomalous
-    TARGETS/soft_labels.npy   [N, K] float32: class probabilities by a head that never saw the part
+    TARGETS/soft_labels.npy   [V, N, K] float32: class probabilities by heads that never saw the
+                              part: from all of it, from its image alone, from its sensor alone
 
 The arrays are memory-mapped, so their size is the disk's matter, not the memory's. A round is one
 copy of every part (round 0: the originals), and a killed computation goes on with the next round.
 
-Shapes: R rounds, N parts, G grid cells, S stem features, F teacher features, K classes.
+Shapes: R rounds, N parts, G grid cells, S stem features, F teacher features, K classes,
+V views (all, and where there is a sensor: image alone, sensor alone).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from edge.artefact import digest_of_bytes, new_file
 from edge.errors import InputError
 
 INDEX_FILE = "index.json"
-_VERSION = 1  # of what the arrays mean: older targets are computed again
+_VERSION = 2  # of what the arrays mean: older targets are computed again
 _ARRAYS = ("stem", "features", "map", "scores", "soft_labels")
 _IMAGE, _SENSOR, _JITTER = 0, 1, 2  # streams of random numbers
 
@@ -273,22 +275,28 @@ def _score_targets(
 
 def _fill_soft_labels(work: _Work) -> None:
     """Fit the label heads on the originals and write each part's held-out word."""
-    parts, folder = work.copies.parts, work.folder
-    features = np.load(folder / "features.npy", mmap_mode="r")[0]
-    scores = np.load(folder / "scores.npy", mmap_mode="r")[0]
-    summary = [np.asarray(features, np.float32).mean(1), np.asarray(features, np.float32).std(1)]
-    summary.append(_logit(scores))
-    if work.teacher.sensor is not None:
-        summary.append(_window_summary(work.teacher, work.copies))
-    soft_NK = held_out_probabilities(
-        np.concatenate(summary, 1, dtype=np.float32),
-        parts.labels_N,
-        [row.part_id for row in parts.rows],
-        len(parts.spec.classes),
+    parts = work.copies.parts
+    groups = [row.part_id for row in parts.rows]
+    soft_VNK = np.stack(
+        [
+            held_out_probabilities(view_NF, parts.labels_N, groups, len(parts.spec.classes))
+            for view_NF in _views(work)
+        ]
     )
-    array = _array(folder, "soft_labels", soft_NK.shape)
-    array[:] = soft_NK
+    array = _array(work.folder, "soft_labels", soft_VNK.shape)
+    array[:] = soft_VNK
     array.flush()
+
+
+def _views(work: _Work) -> list[NDArray[np.float32]]:
+    """Return what each view's head sees of every part [N, F]: all, image alone, sensor alone."""
+    features = np.load(work.folder / "features.npy", mmap_mode="r")[0].astype(np.float32)
+    scores_N2 = _logit(np.load(work.folder / "scores.npy", mmap_mode="r")[0])
+    image_NF = np.concatenate([features.mean(1), features.std(1), scores_N2[:, :1]], 1)
+    if work.teacher.sensor is None:
+        return [image_NF] * (1 if work.copies.parts.spec.sensor is None else 3)
+    sensor_NF = np.concatenate([_window_summary(work.teacher, work.copies), scores_N2[:, 1:]], 1)
+    return [np.concatenate([image_NF, sensor_NF], 1), image_NF, sensor_NF]
 
 
 def _window_summary(teacher: Teacher, copies: Copies) -> NDArray[np.float32]:

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distill.evaluate import Evaluation
+    from collections.abc import Sequence
+
+    from distill.evaluate import Evaluation, Measured
     from distill.metrics import Rate
+    from edge.model_spec import ModelSpec
+    from edge.recording.format import Recording
     from edge.scorer import Scorer
 
 
@@ -19,25 +23,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", metavar="REC", type=Path)
     parser.add_argument("--split", default="test", help="which split to measure (default test)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the scores by label, and the samples to look at with their heat maps",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing picture")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Score the split and print the figures; remarks go to standard error."""
     import msgspec
 
-    from distill.evaluate import evaluation_of, remarks_on
+    from distill.evaluate import evaluation_from, measured_on, remarks_on
+    from edge.artefact import check_free
     from edge.cli.progress import Progress
     from edge.recording.format import Recording
 
     recording = Recording.open(arguments.recording)
+    if arguments.picture is not None:
+        check_free(arguments.picture, force=arguments.force)
     with _scorer_at(arguments.model) as scorer:
-        evaluation = evaluation_of(scorer, recording, arguments.split, Progress)
+        measured = measured_on(scorer, recording, arguments.split, Progress)
         spec = scorer.spec
+    evaluation = evaluation_from(measured, recording, spec)
     if arguments.json:
         print(msgspec.json.encode(evaluation).decode())
     else:
         print(f"{arguments.model} on {arguments.recording}, split '{arguments.split}'")
-        print("\n".join(_table(evaluation)))
+        print("\n".join(_table(evaluation, spec)))
+    if arguments.picture is not None:
+        _draw(measured, recording, evaluation.threshold, arguments)
     for remark in remarks_on(evaluation, spec):
         print(f"note: {remark}", file=sys.stderr)
     return 0
@@ -56,14 +73,32 @@ def _scorer_at(folder: Path) -> Scorer:
     return scorer_from_run(folder)
 
 
-def _table(evaluation: Evaluation) -> list[str]:
+def _draw(
+    measured: Sequence[Measured],
+    recording: Recording,
+    threshold: float,
+    arguments: argparse.Namespace,
+) -> None:
+    from distill.report import evaluation_sheet
+    from edge.artefact import new_file
+
+    sheet = evaluation_sheet(measured, recording, threshold)
+    with new_file(arguments.picture, force=arguments.force) as path:
+        sheet.save(path, format="PNG")
+    print(f"picture: {arguments.picture}", file=sys.stderr)
+
+
+def _table(evaluation: Evaluation, spec: ModelSpec) -> list[str]:
+    assert spec.rule is not None  # a spec without a rule is a student still in training
+    rule = spec.rule.threshold
+    origin = f"{rule.false_alarm_budget:.1%} false alarms on {rule.normals} held-out normal parts"
     rows = [("samples", str(evaluation.n)), ("AUROC", _area(evaluation.auroc))]
     rows += [(f"  {name}", _area(area)) for name, area in evaluation.auroc_by_label.items()]
     rows += [
         ("AUROC, image only", _area(evaluation.auroc_image_only)),
         ("AUROC, sensor only", _area(evaluation.auroc_sensor_only)),
         ("AUPRO", _area(evaluation.aupro)),
-        ("threshold", f"{evaluation.threshold:.4f}"),
+        ("threshold", f"{evaluation.threshold:.4f} ({origin})"),
         ("escapes (defects passed)", _rate(evaluation.escape_rate)),
         ("overkill (good parts failed)", _rate(evaluation.overkill_rate)),
     ]
