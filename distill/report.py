@@ -19,7 +19,6 @@ from edge.recording.contact_sheet import (
     COLUMNS,
     FAINT,
     GAP_PX,
-    INK,
     MARK,
     TEXT_PX,
     TRACE_COLOURS,
@@ -38,10 +37,11 @@ _HEAT_OPACITY = 0.6  # of a map value of 1
 def evaluation_sheet(
     measured: Sequence[Measured], recording: Recording, threshold: float
 ) -> Image.Image:
-    """Draw the scores by label, then escapes, overkill, and what lies nearest the threshold."""
+    """Draw the scores by label, then the worst escapes and overkill, and the closest calls."""
     normal = recording.normal_class
-    escapes = [m for m in measured if m.row.label != normal and m.passed]
-    overkill = [m for m in measured if m.row.label == normal and not m.passed]
+    by_score = sorted(measured, key=lambda m: m.score)
+    escapes = [m for m in by_score if m.row.label != normal and m.passed]
+    overkill = [m for m in reversed(by_score) if m.row.label == normal and not m.passed]
     nearest = sorted(measured, key=lambda m: abs(m.score - threshold))
     rows = [
         (f"escapes: {len(escapes)} defective parts that passed", escapes),
@@ -97,7 +97,7 @@ def _draw_sample(
     draw = ImageDraw.Draw(sheet)
     verdict = "pass" if m.passed else "fail"
     write_text(draw, (left, top + CELL_PX), f"{m.row.label} -> {verdict}, {m.score:.4f}")
-    draw.text((left, top + CELL_PX + TEXT_PX), m.row.sample_id[-30:], fill=INK)
+    write_text(draw, (left, top + CELL_PX + TEXT_PX), m.row.sample_id[-26:])
 
 
 def _heated(picture: Image.Image, map_hw: NDArray[np.float32]) -> Image.Image:

@@ -4,13 +4,15 @@ Everything that computes is inside, so that training and device cannot differ: i
 RGB pixels and readings in physical units, and standardises both itself. Static shapes, decomposed
 attention, native LayerNorm, no FFT, no masks: what ONNX and TensorRT take as it is.
 
-A part is as bad as the strongest evidence against it: the image's, the sensor's, or that of both
-together, joined by a soft maximum. One modality thus cannot talk the other's finding away, and an
-absent one leaves a learned floor in place of its evidence.
+A part is as bad as the strongest evidence against it, joined by a soft maximum: the image's, the
+sensor's, that of both together, or that the two do not belong to each other (`relation`). One
+modality thus cannot talk the other's finding away, and an absent one leaves a learned floor in
+place of its evidence.
 
 Shapes: B batch, H W pixels, h w map grid, S stem features, C sensor channels, T readings,
 N tokens, G image tokens (h * w), D width, M attention heads, Q width per attention head,
-K classes, E pieces of evidence, F teacher features.
+K classes, E pieces of evidence or
+spectral features, P components of the relation, F teacher features.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 from distill.dataset import STRIDE
 from distill.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
 from distill.recipe import Recipe
+from distill.relation import COMPONENTS, Relation
 from distill.spectral import SpectralFrames
 from edge.model_spec import ModelSpec, SensorInput
 
@@ -36,6 +39,7 @@ EMBEDDINGS = ("image_tokens", "sensor_tokens")
 _TOP_CELLS = 3
 _TOKEN_DEVIATION = 0.02  # of fresh learned tokens and positions
 _MAP_TRUST = 0.5  # evidence per log odds of the strongest cells, to begin with
+_RELATION_TRUST = 2.0
 _QUIET = -3.0  # log odds that a fresh piece of evidence starts from
 
 
@@ -120,9 +124,9 @@ class SensorTokens(nn.Module):
         self.time = _learned(1, 1, self.frames.tokens, width)
         self.absent = _learned(1, 1, width)
 
-    def forward(self, sensor_BCT: Tensor, present_B11: Tensor) -> Tensor:
-        """Return tokens [B, C * N, D]."""
-        x_BCND: Tensor = self.project(self.frames(sensor_BCT))
+    def forward(self, frames_BCNE: Tensor, present_B11: Tensor) -> Tensor:
+        """Return tokens [B, C * N, D] of the window's spectra (`frames`)."""
+        x_BCND: Tensor = self.project(frames_BCNE)
         x_BND = x_BCND.flatten(1, 2)
         place_1ND = (self.channel + self.time).flatten(1, 2)
         return present_B11 * x_BND + (1.0 - present_B11) * self.absent + place_1ND
@@ -157,16 +161,20 @@ class Heads(nn.Module):
 
     def __init__(self, width: int, classes: int, *, has_sensor: bool) -> None:
         super().__init__()
-        self.classes = nn.Linear((3 if has_sensor else 2) * width, classes)
+        self.classes = nn.Linear(3 * width + COMPONENTS if has_sensor else 2 * width, classes)
         self.map = nn.Linear(width, 1)
         self.image = nn.Linear(width + 2, 1)  # + the map's strongest cells and its mean
         self.joint = nn.Linear(width, 1)
+        self.relation = nn.Linear(1, 1) if has_sensor else None
         self.sensor = nn.Linear(width, 1) if has_sensor else None
-        self.floor = nn.Parameter(torch.full((2,), _QUIET))  # without image, without sensor
+        self.floor = nn.Parameter(torch.full((3,), _QUIET))  # without image, sensor, either
         nn.init.constant_(self.joint.bias, _QUIET)
         # The map learns where long before few labels say whether: the image's evidence starts
         # from the map's strongest cells.
         nn.init.constant_(self.image.weight[:, width], _MAP_TRUST)
+        if self.relation is not None:
+            nn.init.constant_(self.relation.weight, _RELATION_TRUST)
+            nn.init.constant_(self.relation.bias, _QUIET)
 
     def image_evidence(self, summary_BD: Tensor, map_logits_BG: Tensor) -> Tensor:
         """Return [B, 1]."""
@@ -187,6 +195,7 @@ class Student(nn.Module):
         self.stem = LiteStem() if shape.stem == "efficientnet_lite0" else PatchStem()
         self.image_tokens = ImageTokens(self.stem.size, cells, recipe)
         self.sensor_tokens = SensorTokens(spec.sensor, recipe) if spec.sensor else None
+        self.relation = self._relation_to(spec.sensor) if spec.sensor else None
         self.image_summary = _learned(1, 1, shape.width)
         self.sensor_summary = _learned(1, 1, shape.width)
         self.summary = _learned(1, 1, shape.width)
@@ -233,22 +242,33 @@ class Student(nn.Module):
         )
         image_BND = self.image_blocks(image_BND)
         everything = [self.summary.expand(len(stem_BGS), -1, -1), image_BND]
-        sensor_BND = None
+        sensor_BND = relation_BP = None
         if self.sensor_tokens is not None:
             assert sensor_BCT is not None
-            tokens_BND = self.sensor_tokens(sensor_BCT, has_sensor_B1[:, None])
+            assert self.relation is not None
+            frames_BCNE = self.sensor_tokens.frames(sensor_BCT)
+            both_B1 = has_image_B1 * has_sensor_B1
+            relation_BP = both_B1 * self.relation(stem_BGS.mean(1), part_spectrum(frames_BCNE))
+            tokens_BND = self.sensor_tokens(frames_BCNE, has_sensor_B1[:, None])
             sensor_BND = self.sensor_blocks(self._with(self.sensor_summary, tokens_BND))
             everything.append(sensor_BND)
         joint_BND = self.joint_blocks(torch.cat(everything, 1))
         summaries = [self.joint_norm(joint_BND[:, 0]), self.image_norm(image_BND[:, 0])]
         if sensor_BND is not None:
             summaries.append(self.sensor_norm(sensor_BND[:, 0]))
-        return self._heads(self.image_norm(image_BND[:, 1:]), summaries, present_B2)
+        return self._heads(self.image_norm(image_BND[:, 1:]), summaries, relation_BP, present_B2)
 
-    def _heads(self, cells_BGD: Tensor, summaries: list[Tensor], present_B2: Tensor) -> Reading:
+    def _heads(
+        self,
+        cells_BGD: Tensor,
+        summaries: list[Tensor],
+        relation_BP: Tensor | None,
+        present_B2: Tensor,
+    ) -> Reading:
         """`summaries` [B, D] are those of both together, of the image and of the sensor."""
         map_logits_BG = self.heads.map(cells_BGD)[..., 0]
         dropped = [self.dropout(summary_BD) for summary_BD in summaries]
+        related = dropped if relation_BP is None else [*dropped, relation_BP]
         floor = self.heads.floor
         image_B1 = self.heads.image_evidence(dropped[1], map_logits_BG)
         evidence = [
@@ -258,17 +278,31 @@ class Student(nn.Module):
         if self.heads.sensor is not None:
             sensor_B1 = self.heads.sensor(dropped[2])
             evidence.append(_where_present(sensor_B1, floor[1], present_B2[:, 1:]))
+        if self.relation is not None and self.heads.relation is not None:
+            assert relation_BP is not None
+            relation_B1 = self.heads.relation(self.relation.beyond_limit(relation_BP))
+            both_B1 = present_B2[:, :1] * present_B2[:, 1:]
+            evidence.append(_where_present(relation_B1, floor[2], both_B1))
         return Reading(
-            class_logits_BK=self.heads.classes(torch.cat(dropped, 1)),
+            class_logits_BK=self.heads.classes(torch.cat(related, 1)),
             score_logit_B=soft_maximum(torch.cat(evidence, 1)),
             map_logits_Bhw=map_logits_BG.reshape(-1, *self.grid),
             features_BGF=self.teacher_features(cells_BGD),
             embedding_BD=summaries[0],
         )
 
+    def _relation_to(self, sensor: SensorInput) -> Relation:
+        assert self.sensor_tokens is not None
+        return Relation(self.stem.size, len(sensor.channels) * self.sensor_tokens.frames.size)
+
     @staticmethod
     def _with(summary_11D: Tensor, tokens_BND: Tensor) -> Tensor:
         return torch.cat([summary_11D.expand(tokens_BND.shape[0], -1, -1), tokens_BND], 1)
+
+
+def part_spectrum(frames_BCNE: Tensor) -> Tensor:
+    """Return one vector of spectral features a window [B, C * E], averaged over time."""
+    return frames_BCNE.mean(2).flatten(1)
 
 
 def soft_maximum(evidence_BE: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from distill.dataset import (
 )
 from distill.losses import losses_of, weighted_sum
 from distill.recipe import Recipe, TrainRecipe
-from distill.student import Student
+from distill.student import Student, part_spectrum
 from distill.targets import Copies, Targets, targets_in
 from distill.thresholds import rule_for
 from edge.artefact import check_free, new_file
@@ -197,9 +197,24 @@ def _fit_standardisation(student: Student, targets: Targets, copies: Copies) -> 
     student.image_tokens.scale_S.copy_(stem_PS.std(0).clamp_min(1e-3))
     if student.sensor_tokens is not None:
         count = min(len(copies.parts), _FIT_PARTS)
-        windows = [copies.window(index, 0) for index in range(count)]
-        present = [torch.from_numpy(window) for window in windows if window is not None]
-        student.sensor_tokens.frames.fit(torch.stack(present))
+        windows = {index: copies.window(index, 0) for index in range(count)}
+        present = {i: torch.from_numpy(w) for i, w in windows.items() if w is not None}
+        student.sensor_tokens.frames.fit(torch.stack(list(present.values())))
+        _fit_relation(
+            student, targets, {i: w for i, w in present.items() if not copies.parts.labels_N[i]}
+        )
+
+
+@torch.no_grad()
+def _fit_relation(student: Student, targets: Targets, normal: dict[int, Tensor]) -> None:
+    """Fit what the image lets expect of the sensor, on normal parts (index -> window [C, T])."""
+    if not normal:
+        return
+    assert student.relation is not None
+    assert student.sensor_tokens is not None
+    image_NS = torch.tensor(targets.stem[0, list(normal)]).float().mean(1)
+    frames_NCNE = student.sensor_tokens.frames(torch.stack(list(normal.values())))
+    student.relation.fit(image_NS, part_spectrum(frames_NCNE))
 
 
 def _train_epoch(state: Progression, batches: Batches, epoch: int, ticks: Any) -> dict[str, float]:
