@@ -11,8 +11,8 @@ place of its evidence.
 
 Shapes: B batch, H W pixels, h w map grid, S stem features, C sensor channels, T readings,
 N tokens, G image tokens (h * w), D width, M attention heads, Q width per attention head,
-K classes, E pieces of evidence or
-spectral features, P components of the relation, F teacher features.
+K classes, E pieces of evidence or spectral features, P components of the relation,
+F teacher features.
 """
 
 from __future__ import annotations

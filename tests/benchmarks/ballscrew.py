@@ -21,7 +21,7 @@ from edge.bundle import Bundle
 from edge.prepare import model_inputs
 from edge.recording.format import Recording
 from edge.scorer import Scorer
-from export.parity import judged_by
+from export.judge import judged_by
 
 DATA = Path(os.environ.get("EDGE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 # What the project promises on this set, of the INT8 bundle, split `test`.
