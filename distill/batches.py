@@ -44,12 +44,12 @@ class Batches:
     def steps_per_epoch(self) -> int:
         """One pass over the parts, or the recipe's least number of steps where they are few."""
         train = self._recipe.train
-        return max(math.ceil(len(self.copies.parts) / train.batch), train.min_steps_per_epoch)
+        return max(math.ceil(len(self.copies.parts) / self._batch_size), train.min_steps_per_epoch)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
         random = np.random.default_rng([self._recipe.seed, number])
-        size, parts = self._recipe.train.batch, len(self.copies.parts)
+        size, parts = self._batch_size, len(self.copies.parts)
         draws = max(parts, self._recipe.train.min_steps_per_epoch * size)
         passes = [random.permutation(parts) for _ in range(math.ceil(draws / parts))]
         order = np.concatenate(passes)[:draws]
@@ -57,6 +57,11 @@ class Batches:
             chosen = order[start : start + size]
             rounds = random.integers(0, self.targets.rounds, len(chosen))
             yield self._batch(chosen, rounds, self._withheld(random, len(chosen)), number)
+
+    @property
+    def _batch_size(self) -> int:
+        """No batch holds a part twice, however large the recipe's is."""
+        return min(self._recipe.train.batch, len(self.copies.parts))
 
     @property
     def _recipe(self) -> Recipe:

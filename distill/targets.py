@@ -184,6 +184,8 @@ def _index_in(folder: Path, digest: str, rounds: int) -> TargetsIndex:
     """Read the folder's index, or begin one; refuse targets of anything else."""
     path = folder / INDEX_FILE
     if not path.exists():
+        if folder.exists() and not _is_vacant(folder):
+            raise _foreign(folder, "something else there")
         folder.mkdir(parents=True, exist_ok=True)
         index = TargetsIndex(digest, rounds, 0)
         _write_index(folder, index)
@@ -195,6 +197,11 @@ def _index_in(folder: Path, digest: str, rounds: int) -> TargetsIndex:
     if index.digest != digest:
         raise _foreign(folder, f"targets with the digest {index.digest[:12]}")
     return index
+
+
+def _is_vacant(folder: Path) -> bool:
+    """Tell whether nothing but what a killed run left half written stands in `folder`."""
+    return folder.is_dir() and all(path.suffix == ".partial" for path in folder.iterdir())
 
 
 def _write_index(folder: Path, index: TargetsIndex) -> None:
@@ -334,5 +341,5 @@ def _foreign(folder: Path, found: str) -> InputError:
         where=folder,
         expected="targets of this recording, teacher and recipe",
         found=found,
-        do="Name another --targets folder, or delete this one to have them computed again.",
+        do="Name another --targets folder; one that is new or empty is filled.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ import msgspec
 
 from distill.dataset import Progress
 from distill.recipe import ThresholdRecipe
+from edge.errors import AnswerIsNo
 from edge.prepare import model_inputs
 from edge.recording.format import Recording
-from edge.scorer import Scorer
+from edge.scorer import ModelInputs, Scorer
 from edge.verdict import DecisionRule, Threshold, normals_needed, threshold_under_budget
 
 _NO_SAMPLE_SUPPORTS = 1e-9  # a budget that asks for the highest score
@@ -38,16 +40,30 @@ def rule_for(
         part = sample.part_id or sample.sample_id
         normal = rows[number].label == recording.normal_class
         if spec.sensor is None or sample.window is not None:
-            score = scorer.score(model_inputs(sample, spec)).anomaly_score
+            score = _finite_score(scorer, model_inputs(sample, spec), sample.sample_id)
             full.append(HeldOutScore(part, normal, score))
         if spec.sensor is not None:
             inputs = model_inputs(sample, spec, withhold="sensor")
-            image_only.append(HeldOutScore(part, normal, scorer.score(inputs).anomaly_score))
+            score = _finite_score(scorer, inputs, sample.sample_id)
+            image_only.append(HeldOutScore(part, normal, score))
     without = threshold_of(image_only, recipe.false_alarm_budget) if image_only else None
     with_all = any(held_out.normal for held_out in full)
     threshold = threshold_of(full, recipe.false_alarm_budget) if with_all else without
     assert threshold is not None  # the split has normal parts: `train` looked
     return DecisionRule(threshold, without), _remarks(threshold, without, recipe)
+
+
+def _finite_score(scorer: Scorer, inputs: ModelInputs, sample_id: str) -> float:
+    """Return the anomaly score; no threshold may be made of one that is no number."""
+    score = scorer.score(inputs).anomaly_score
+    if math.isfinite(score):
+        return score
+    raise AnswerIsNo(
+        where=f"sample '{sample_id}'",
+        expected="a finite anomaly score",
+        found=str(score),
+        do="Look for absurd readings with `edge recordings show`, take them out and distil again.",
+    )
 
 
 def threshold_of(held_out: Sequence[HeldOutScore], budget: float) -> Threshold:
@@ -82,5 +98,7 @@ def support_remark(threshold: Threshold, seen_in: str) -> str:
     return (
         f"{threshold.normals} normal parts ({seen_in}) cannot support a false-alarm budget of "
         f"{threshold.false_alarm_budget:.2%}: at least {needed} are needed. The highest normal "
-        "score is the threshold, and the true false-alarm rate may be higher than the budget."
+        "score is the threshold, and the true false-alarm rate may be higher than the budget. "
+        "Hold out more normal parts (parts are counted by part_id), or state a larger budget "
+        "(--set threshold.false_alarm_budget=...)."
     )

@@ -41,7 +41,7 @@ from distill.student import Student, part_spectrum
 from distill.targets import Copies, Targets, targets_in
 from distill.thresholds import rule_for
 from edge.artefact import check_free, new_file
-from edge.errors import InputError
+from edge.errors import AnswerIsNo, InputError
 from edge.recording.format import Recording
 
 RECIPE_FILE = "recipe.json"
@@ -237,7 +237,16 @@ def _train_epoch(state: Progression, batches: Batches, epoch: int, ticks: Any) -
         state.optimizer.step()
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros(())) + loss.detach()
-    return {name: float(total) / batches.steps_per_epoch for name, total in sums.items()}
+    averages = {name: float(total) / batches.steps_per_epoch for name, total in sums.items()}
+    if not all(math.isfinite(average) for average in averages.values()):
+        raise AnswerIsNo(
+            where=f"epoch {epoch + 1}",
+            expected="finite losses",
+            found=", ".join(f"{name} {average:g}" for name, average in averages.items()),
+            do="Look for absurd readings with `edge recordings show`, or lower the learning rate "
+            "(--set train.learning_rate=...). The epochs before this one are kept.",
+        )
+    return averages
 
 
 def _save_epoch(folder: Path, state: Progression) -> None:

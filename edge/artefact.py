@@ -19,6 +19,15 @@ from pathlib import Path
 from edge.errors import InputError, MachineError
 
 _CHUNK_BYTES = 1 << 20
+_NO_POSSIBLE_OUTPUT = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 @contextlib.contextmanager
@@ -44,10 +53,13 @@ def new_folder(path: Path, *, force: bool = False, mark: str | None = None) -> I
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path to write; on success it becomes `path`, on any error it vanishes."""
+def new_file(path: Path, *, force: bool = False, magic: bytes | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it becomes `path`, on any error it vanishes.
+
+    With `magic`, `force` replaces only a file that begins with those bytes: one of the same kind.
+    """
     with _disk_errors(path):
-        check_free(path, force=force)
+        check_free(path, force=force, magic=magic)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
@@ -62,11 +74,14 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def check_free(path: Path, *, force: bool = False, mark: str | None = None) -> None:
+def check_free(
+    path: Path, *, force: bool = False, mark: str | None = None, magic: bytes | None = None
+) -> None:
     """Refuse an output that exists already. Call it before long work, not only at its end.
 
     With `force` an existing output may be replaced; where `mark` is given, only a folder that
-    holds a file of that name, so that a slip of the pen cannot delete something else.
+    holds a file of that name, and where `magic` is given, only a file that begins with those
+    bytes, so that a slip of the pen cannot delete something else.
     """
     if not os.path.lexists(path):
         return
@@ -75,7 +90,7 @@ def check_free(path: Path, *, force: bool = False, mark: str | None = None) -> N
             where=path,
             expected="a path where nothing is yet",
             found="an existing output",
-            do="Choose another --out, or say --force to replace it.",
+            do="Choose another path, or say --force to replace it.",
         )
     if mark is not None and not (path / mark).is_file():
         raise InputError(
@@ -83,6 +98,13 @@ def check_free(path: Path, *, force: bool = False, mark: str | None = None) -> N
             expected=f"an earlier output to replace (a folder with {mark})",
             found="something else",
             do="Choose another --out; --force deletes nothing that this command did not write.",
+        )
+    if magic is not None and not _begins_with(path, magic):
+        raise InputError(
+            where=path,
+            expected="an earlier output of the same kind to replace",
+            found="something else",
+            do="Choose another path; --force deletes nothing that this command did not write.",
         )
 
 
@@ -98,6 +120,13 @@ def digest_of_file(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 @contextlib.contextmanager
@@ -120,7 +149,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 found=str(error),
                 do="Choose another --out, or change the folder's owner.",
             ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
+        if error.errno in _NO_POSSIBLE_OUTPUT:
             raise InputError(
                 where=path,
                 expected="a path that can become an output",

@@ -36,7 +36,7 @@ from distill.train import (
     training_parts,
 )
 from edge.cli.main import main
-from edge.errors import InputError
+from edge.errors import AnswerIsNo, InputError
 from edge.prepare import model_inputs
 from edge.recording.format import Recording
 from edge.sample import Channel
@@ -197,6 +197,22 @@ def test_targets_of_something_else_are_refused(recording: Recording, tmp_path: P
     elsewhere = small_recording(tmp_path / "rec", Order(size=(32, 32)), seed=5)
     with pytest.raises(InputError, match="targets of this recording"):
         targets_in(tmp_path / "targets", training_parts(elsewhere, recipe), recipe, student, silent)
+
+
+def test_targets_are_not_strewn_into_a_folder_of_something_else(
+    recording: Recording, tmp_path: Path
+):
+    recipe = quick_recipe()
+    parts = training_parts(recording, recipe)
+    with pytest.raises(InputError, match="something else there"):
+        targets_in(recording.folder, parts, recipe, fresh_student(parts, recipe), silent)
+    assert not (recording.folder / "index.json").exists()
+
+
+def test_a_training_that_diverges_stops_with_the_next_step(recording: Recording, tmp_path: Path):
+    with pytest.raises(AnswerIsNo, match="finite"):
+        distilled(recording, tmp_path / "run", quick_recipe("train.learning_rate=1e30"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_targets_can_be_shared_between_runs(recording: Recording, tmp_path: Path):

@@ -132,3 +132,26 @@ def test_a_digest_of_a_file_is_the_digest_of_its_bytes(tmp_path):
     (tmp_path / "x").write_bytes(content)
     assert digest_of_file(tmp_path / "x") == digest_of_bytes(content)
     assert digest_of_bytes(content) == hashlib.sha256(content).hexdigest()
+
+
+def test_force_replaces_a_file_only_by_one_of_its_own_kind(tmp_path):
+    record = tmp_path / "run.json"
+    record.write_text("{}")
+    with (
+        pytest.raises(InputError, match="same kind"),
+        new_file(record, force=True, magic=b"\x89PNG") as partial,
+    ):
+        partial.write_bytes(b"\x89PNG more")
+    assert record.read_text() == "{}"
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG old")
+    with new_file(picture, force=True, magic=b"\x89PNG") as partial:
+        partial.write_bytes(b"\x89PNG new")
+    assert picture.read_bytes() == b"\x89PNG new"
+
+
+def test_a_place_where_no_output_can_be_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", Path("/proc/nowhere/a.png")):
+        with pytest.raises((InputError, MachineError)), new_file(path, force=True) as partial:
+            partial.write_bytes(b"x")

@@ -81,6 +81,11 @@ def test_readme_station_file_is_one_that_the_agents_read(block):
     assert station.station.station
 
 
+def test_no_placeholder_was_left_standing():
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME|TBD", README)
+    assert "synthetic pairing" in README
+
+
 def test_every_extra_stands_in_the_readme():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in project["optional-dependencies"]:

@@ -39,11 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     from distill.evaluate import evaluation_from, measured_on, remarks_on
     from edge.artefact import check_free
     from edge.cli.progress import Progress
+    from edge.recording.contact_sheet import PNG_MAGIC
     from edge.recording.format import Recording
 
     recording = Recording.open(arguments.recording)
     if arguments.picture is not None:
-        check_free(arguments.picture, force=arguments.force)
+        check_free(arguments.picture, force=arguments.force, magic=PNG_MAGIC)
     with _scorer_at(arguments.model) as scorer:
         measured = measured_on(scorer, recording, arguments.split, Progress)
         spec = scorer.spec
@@ -81,9 +82,10 @@ def _draw(
 ) -> None:
     from distill.report import evaluation_sheet
     from edge.artefact import new_file
+    from edge.recording.contact_sheet import PNG_MAGIC
 
     sheet = evaluation_sheet(measured, recording, threshold)
-    with new_file(arguments.picture, force=arguments.force) as path:
+    with new_file(arguments.picture, force=arguments.force, magic=PNG_MAGIC) as path:
         sheet.save(path, format="PNG")
     print(f"picture: {arguments.picture}", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.artefact import check_free, digest_of_file, new_folder
-from edge.bundle import FP32_FILE, INT8_FILE, CompileCheck, Manifest, Parity
+from edge.bundle import FP32_FILE, INT8_FILE, MANIFEST_FILE, CompileCheck, Manifest, Parity
 from edge.cli.progress import Progress
 from edge.errors import InputError
 from edge.recording.format import Recording, SampleRow
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write FP32 and INT8 ONNX, hold them against the run, have NVIDIA build them, and pack."""
     out: Path = arguments.out
-    check_free(out, force=arguments.force)
+    check_free(out, force=arguments.force, mark=MANIFEST_FILE)
     with _step("Reading the run and the calibration recording"):
         import torch
 
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             recording, record.spec, samples=arguments.samples, seed=arguments.seed
         )
         rows = held_out_rows(recording)
-    with new_folder(out, force=arguments.force) as folder:
+    with new_folder(out, force=arguments.force, mark=MANIFEST_FILE) as folder:
         int8_nodes = _write_models(folder, student, calibration, arguments.int8_convolutions)
         with _scorers(folder, student, calibration) as scorers:
             judged, parity = _proven(scorers, recording, rows)

@@ -7,6 +7,7 @@ command's module is imported only when that command is called.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -60,17 +61,28 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         status = _status_of(module_name, arguments)
+        sys.stdout.flush()
     except EdgeError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("edge: stopped by Ctrl-C.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        return _status_of_failed_output(error)
+    return status
+
+
+def _status_of_failed_output(error: OSError) -> int:
+    """A closed pipe ends quietly; a full disk behind standard output is the machine's lack."""
+    if isinstance(error, BrokenPipeError):
         # The reader (head, less) closed early; Python would complain again while shutting down.
         sys.stderr.close()
         return 0
-    return status
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        raise error  # a bug: whoever opens a file says what is wrong with it
+    print(f"edge: expected room for what is written, found {error}. Free some.", file=sys.stderr)
+    return MachineError.exit_status
 
 
 def _status_of(module_name: str, arguments: argparse.Namespace) -> int:

@@ -25,16 +25,16 @@ def run(arguments: argparse.Namespace) -> int:
     from edge.artefact import check_free, new_file
     from edge.cli.progress import Progress
     from edge.cli.survey_text import survey_lines
-    from edge.recording.contact_sheet import contact_sheet
+    from edge.recording.contact_sheet import PNG_MAGIC, contact_sheet
     from edge.recording.format import Recording
     from edge.recording.survey import survey_of
 
     if arguments.picture is not None:
-        check_free(arguments.picture, force=arguments.force)
+        check_free(arguments.picture, force=arguments.force, magic=PNG_MAGIC)
     recording = Recording.open(arguments.recording)
     survey = survey_of(recording, Progress("reading"))
     if arguments.picture is not None:
-        with new_file(arguments.picture, force=arguments.force) as partial:
+        with new_file(arguments.picture, force=arguments.force, magic=PNG_MAGIC) as partial:
             contact_sheet(recording).save(partial, format="PNG")
     if arguments.json:
         print(msgspec.json.encode(survey).decode())
