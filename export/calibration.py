@@ -56,15 +56,27 @@ def calibration_set(
     recording: Recording, spec: ModelSpec, *, samples: int, split: str = "train", seed: int = 0
 ) -> CalibrationSet:
     """Draw `samples` rows of `split`, all labels in turn. Raises InputError when it is no base."""
-    rows = recording.rows_in(split)
+    rows = recording.rows_in(
+        split,
+        do=f"Give --calibration a recording with parts in split '{split}', such as the one that "
+        "the run was trained on.",
+    )
     _refuse_another_line(recording, rows, spec)
-    if min(samples, len(rows)) < MINIMUM_SAMPLES:
+    if len(rows) < MINIMUM_SAMPLES:
         raise InputError(
-            where=recording.folder if samples >= MINIMUM_SAMPLES else "--samples",
+            where=recording.folder,
             expected=f"at least {MINIMUM_SAMPLES} calibration samples",
-            found=f"{min(samples, len(rows))} (split '{split}' has {len(rows)})",
+            found=f"too few (split '{split}' has {len(rows)})",
             do="Calibrate on a recording with more samples of the line; more kinds of parts and "
             "more of each make INT8 ranges truer.",
+        )
+    if samples < MINIMUM_SAMPLES:
+        raise InputError(
+            where="--samples",
+            expected=f"at least {MINIMUM_SAMPLES} calibration samples",
+            found=str(samples),
+            do=f"Ask for {MINIMUM_SAMPLES} or more, or leave --samples out (split '{split}' has "
+            f"{len(rows)}).",
         )
     return CalibrationSet(recording, spec, _drawn(rows, samples, seed))
 

@@ -62,8 +62,11 @@ BUDGETS = {ONNX_FP32: FP32_BUDGET, ONNX_INT8: INT8_BUDGET}
 
 def held_out_rows(recording: Recording) -> tuple[SampleRow, ...]:
     """Return the rows of the first held-out split. Raises InputError where there is none."""
-    present = [split for split in HELD_OUT_SPLITS if split in recording.splits]
-    return recording.rows_in(present[0] if present else HELD_OUT_SPLITS[0])
+    return recording.rows_in(
+        *HELD_OUT_SPLITS,
+        do="Give --calibration a recording that has held-out parts beside its train split, such as "
+        "the one that the run was trained on.",
+    )
 
 
 def parity_of(form: str, reference: Sequence[Judged], candidate: Sequence[Judged]) -> Parity:

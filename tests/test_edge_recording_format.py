@@ -162,12 +162,55 @@ def test_csv_readings_that_could_be_misread_are_refused(tmp_path, text):
         read_readings(tmp_path / "x.csv", CHANNELS)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a;b\n1.5;2.5\n", "semicolons"),
+        ("a;b\n1,5;2,5\n", "semicolons"),
+        ("a,b\n1;2\n", "semicolons"),
+        ("a,b\n1,5,2,5\n", "2 columns in the header, 4 below it, as decimal commas make them"),
+    ],
+)
+def test_a_spreadsheets_semicolons_and_decimal_commas_are_named(tmp_path, text, found):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(InputError, match=f"{found}.*commas between .*columns and decimal points"):
+        read_readings(tmp_path / "x.csv", CHANNELS)
+
+
+def test_semicolons_that_separate_nothing_do_no_harm(tmp_path):
+    (tmp_path / "x.csv").write_text("x;1,y;2\n# g; A\n1,2\n3,4\n")
+    assert read_readings(tmp_path / "x.csv", CHANNELS).tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize("name", ["gone.npy", "gone.csv"])
+def test_a_missing_sensor_file_is_to_be_restored_not_named_again(tmp_path, name):
+    with pytest.raises(InputError, match="Restore the file") as caught:
+        read_readings(tmp_path / name, CHANNELS)
+    assert "--sensor" not in str(caught.value)
+
+
 def test_times_without_a_zone_are_utc_and_zones_are_heeded():
     noon = int(datetime(2026, 3, 2, 12, tzinfo=timezone.utc).timestamp()) * 10**9
     assert nanoseconds_of("2026-03-02T12:00:00") == noon
     assert nanoseconds_of("2026-03-02T12:00:00.250Z") == noon + 250_000_000
     assert nanoseconds_of("2026-03-02T14:00:00+02:00") == noon
     assert nanoseconds_of(None) == 0
+
+
+@pytest.mark.parametrize("digits", range(1, 12))
+@pytest.mark.parametrize("zone", ["", "Z", "+00:00"])
+def test_a_fraction_of_any_length_is_read_to_the_nanosecond(digits, zone):
+    noon = nanoseconds_of("2026-03-02T12:00:00Z")
+    fraction = "12345678912"[:digits]
+    expected = int(fraction[:9].ljust(9, "0"))
+    assert nanoseconds_of(f"2026-03-02T12:00:00.{fraction}{zone}") == noon + expected
+    assert nanoseconds_of(f"2026-03-02 12:00:00,{fraction}{zone}") == noon + expected
+
+
+@pytest.mark.parametrize("text", ["2026-03-02T12:00:00.", "2026-03-02T12:00:00.1x", "12:00:00.5"])
+def test_a_fraction_does_not_make_a_time_of_anything(text):
+    with pytest.raises(InputError, match="ISO 8601"):
+        nanoseconds_of(text)
 
 
 @given(st.text(max_size=30))
@@ -246,5 +289,25 @@ def test_a_row_that_names_a_file_outside_is_refused(tmp_path):
 
 
 def test_an_unknown_split_lists_those_there_are(tmp_path):
-    with pytest.raises(InputError, match="only train"):
+    with pytest.raises(InputError, match=r"only train.*Name one of those"):
         Recording.open(written(tmp_path)).rows_in("test")
+
+
+def test_rows_come_from_the_first_split_that_occurs(tmp_path):
+    recording = Recording.open(written(tmp_path))
+    assert recording.rows_in("val", "train") == recording.rows
+    with pytest.raises(InputError, match=r"'val' or 'test', found only train\. Elsewhere."):
+        recording.rows_in("val", "test", do="Elsewhere.")
+
+
+def test_a_recording_without_samples_names_no_splits(tmp_path):
+    (written(tmp_path) / "samples.jsonl").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no samples at all\. Import parts into it first"):
+        Recording.open(tmp_path).rows_in("test", do="Name another.")
+
+
+def test_a_csv_header_without_end_is_refused_with_the_file_named(tmp_path):
+    path = tmp_path / "endless.csv"
+    path.write_text("x" * 200_000 + "\n1.0\n")
+    with pytest.raises(InputError, match="endless"):
+        read_readings(path, (Channel("force", "N", 50.0),))

@@ -1,8 +1,11 @@
 """Metadata tables with the mistakes that people and spreadsheets make."""
 
+import math
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from edge.errors import InputError, MachineError
 from edge.recording.metadata import table_of
@@ -81,4 +84,28 @@ def test_parquet_without_pyarrow_is_the_machines_lack(tmp_path, monkeypatch):
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path):
     (tmp_path / "metadata.parquet").write_bytes(b"file_name,label\n")
-    assert "metadata.parquet" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert "metadata.parquet: expected a metadata table in Parquet" in message
+    assert "UTF-8" not in message
+
+
+def cells_from_parquet(folder, columns):
+    parquet.write_table(pyarrow.table(columns), folder / "metadata.parquet")
+    return [dict(row.cells) for row in table_of(folder).rows]
+
+
+def test_not_a_number_in_parquet_is_an_empty_cell(tmp_path):
+    empty = pyarrow.array([math.nan, math.nan], pyarrow.float64())
+    cells = cells_from_parquet(tmp_path, {"file_name": ["a.png", "nan"], "split": empty})
+    assert cells == [{"file_name": "a.png", "split": ""}, {"file_name": "nan", "split": ""}]
+
+
+def test_whole_numbers_in_a_float_column_are_written_without_a_point(tmp_path):
+    cells = cells_from_parquet(tmp_path, {"part_id": [3.0, math.nan, 2.5, -0.0, 1e300, math.inf]})
+    assert [row["part_id"] for row in cells] == ["3", "", "2.5", "0", "1e+300", "inf"]
+
+
+def test_a_time_in_parquet_that_python_cannot_hold_is_refused(tmp_path):
+    times = pyarrow.array([10**18 + 1], pyarrow.timestamp("ns"))
+    parquet.write_table(pyarrow.table({"captured_at": times}), tmp_path / "metadata.parquet")
+    assert "in Parquet" in refusal(tmp_path)

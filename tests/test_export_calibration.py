@@ -60,19 +60,27 @@ def test_every_fourth_sample_is_also_seen_without_its_sensor():
 
 @pytest.mark.parametrize("samples", [-1, 0, MINIMUM_SAMPLES - 1])
 def test_too_few_samples_asked_for_are_refused(samples):
-    with pytest.raises(InputError, match=f"at least {MINIMUM_SAMPLES}"):
+    with pytest.raises(InputError, match=f"--samples: .* at least {MINIMUM_SAMPLES}") as caught:
         calibration_set(small_recording(), spec_of(), samples=samples)
+    assert "more samples of the line" not in str(caught.value)
 
 
 def test_recording_with_too_few_samples_is_refused(tmp_path):
     recording = write_small_recording(tmp_path / "few", {"train": 9, "val": 9})
-    with pytest.raises(InputError, match="'train' has 9"):
-        calibration_set(recording, spec_of(), samples=128)
+    for samples in (24, 128):  # asking for more would not help
+        with pytest.raises(InputError, match=r"'train' has 9.*with more samples of the line"):
+            calibration_set(recording, spec_of(), samples=samples)
 
 
 def test_recording_without_a_training_split_is_refused(tmp_path):
     recording = write_small_recording(tmp_path / "none", {"val": 9})
-    with pytest.raises(InputError, match="only val"):
+    with pytest.raises(InputError, match=r"only val\. Give --calibration a recording"):
+        calibration_set(recording, spec_of(), samples=128)
+
+
+def test_recording_without_any_sample_is_refused(tmp_path):
+    recording = write_small_recording(tmp_path / "empty", {})
+    with pytest.raises(InputError, match="Import parts into it first"):
         calibration_set(recording, spec_of(), samples=128)
 
 

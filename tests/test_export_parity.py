@@ -115,5 +115,7 @@ def test_validation_parts_are_used_before_test_parts(tmp_path):
     assert {row.split for row in held_out_rows(small_recording())} == {"val"}
     only_test = write_small_recording(tmp_path / "a", {"train": 3, "test": 3})
     assert {row.split for row in held_out_rows(only_test)} == {"test"}
-    with pytest.raises(InputError, match="'val', found only train"):
+    with pytest.raises(InputError, match=r"'val' or 'test', found only train\. Give --calibration"):
         held_out_rows(write_small_recording(tmp_path / "b", {"train": 3}))
+    with pytest.raises(InputError, match="Import parts into it first"):
+        held_out_rows(write_small_recording(tmp_path / "c", {}))

@@ -12,6 +12,7 @@ from edge.errors import InputError
 from edge.recording.format import Recording, SampleRow
 from edge.sample import Sample
 
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"  # `--force` replaces a picture by a picture, nothing else
 COLUMNS = 6
 CELL_PX = 200
 TRACE_PX = 44  # height of one channel's trace

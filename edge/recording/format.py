@@ -11,6 +11,7 @@ reading). Images are whatever Pillow opens; masks are pictures in which anything
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
@@ -34,6 +35,9 @@ ROWS_FILE = "samples.jsonl"
 FILES_FOLDER = "files"
 # What msgspec raises on bytes that are no JSON object, beside its own error.
 _UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError)
+# The seconds' fraction, which `datetime.fromisoformat` of Python 3.10 takes in 3 or 6 digits only.
+_FRACTION = re.compile(r"^([0-9]{4}-[0-9]{2}-[0-9]{2}.[0-9]{2}:[0-9]{2}:[0-9]{2})[.,]([0-9]+)")
+_OTHER_SPLIT = "Name one of those splits, or import with a split column."
 
 
 class SampleRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -86,17 +90,21 @@ class Recording:
         """Every split that occurs, in order of first appearance."""
         return tuple(dict.fromkeys(row.split for row in self.rows))
 
-    def rows_in(self, split: str) -> tuple[SampleRow, ...]:
-        """Return the rows of one split. Raises InputError when there is none."""
-        rows = tuple(row for row in self.rows if row.split == split)
-        if not rows:
-            raise InputError(
-                where=self.folder,
-                expected=f"samples in split '{split}'",
-                found="only " + (", ".join(self.splits) or "no samples"),
-                do="Name one of those splits, or import with a split column.",
-            )
-        return rows
+    def rows_in(self, *splits: str, do: str = _OTHER_SPLIT) -> tuple[SampleRow, ...]:
+        """Return the rows of the first of `splits` that occurs.
+
+        Raises InputError when none does; `do` is its advice for a recording of other splits.
+        """
+        for split in splits:
+            rows = tuple(row for row in self.rows if row.split == split)
+            if rows:
+                return rows
+        raise InputError(
+            where=self.folder,
+            expected="samples in split " + " or ".join(f"'{split}'" for split in splits),
+            found="only " + ", ".join(self.splits) if self.rows else "no samples at all",
+            do=do if self.rows else "Import parts into it first, with `edge import`.",
+        )
 
     def digest(self) -> str:
         """Return the SHA-256 that names this recording's content, files included (64 hex)."""
@@ -161,7 +169,16 @@ def read_readings(path: Path, channels: tuple[Channel, ...]) -> NDArray[np.float
     try:
         values = raw_readings(path, channels)
     except FileNotFoundError:
-        raise _bad_readings(path, channels, "nothing") from None
+        raise _bad_readings(
+            path, channels, "nothing", do="Restore the file or import the originals again."
+        ) from None
+    except _ForeignCsv as error:
+        raise _bad_readings(
+            path,
+            channels,
+            str(error),
+            do="Save it again with commas between the columns and decimal points (1.5, not 1,5).",
+        ) from None
     except (OSError, ValueError, EOFError) as error:
         raise _bad_readings(path, channels, str(error)) from None
     if values.ndim != 2 or len(values) != len(channels) or values.dtype.kind not in "fiu":
@@ -192,8 +209,10 @@ def nanoseconds_of(captured_at: str | None) -> int:
     """Return ISO 8601 text as Unix nanoseconds (UTC); 0 where the time was not recorded."""
     if captured_at is None:
         return 0
+    fraction = _FRACTION.match(captured_at)
+    whole = captured_at if fraction is None else fraction[1] + captured_at[fraction.end() :]
     try:
-        moment = datetime.fromisoformat(captured_at.replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(whole.replace("Z", "+00:00"))
     except ValueError:
         raise InputError(
             where="captured_at",
@@ -203,8 +222,11 @@ def nanoseconds_of(captured_at: str | None) -> int:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
-    whole_seconds = moment.replace(microsecond=0)
-    return int(whole_seconds.timestamp()) * 1_000_000_000 + moment.microsecond * 1_000
+    whole_seconds = int(moment.replace(microsecond=0).timestamp())
+    # Digits beyond the ninth are less than a nanosecond. A time of another ISO 8601 form has its
+    # fraction still in `moment`.
+    nanoseconds = int(fraction[2][:9].ljust(9, "0")) if fraction else moment.microsecond * 1_000
+    return whole_seconds * 1_000_000_000 + nanoseconds
 
 
 def is_safe_relative(path: str) -> bool:
@@ -256,16 +278,31 @@ def _read_bytes(path: Path) -> bytes:
         ) from None
 
 
+class _ForeignCsv(ValueError):
+    """A .csv of a spreadsheet whose decimals are commas: columns and numbers look otherwise."""
+
+
 def _readings_from_csv(path: Path, channels: tuple[Channel, ...]) -> NDArray[Any]:
     """Take the channels' columns by name where the header has them all, else all by position."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        names = [name.strip() for name in next(csv.reader(file), [])]
+        try:
+            names = [name.strip() for name in next(csv.reader(file), [])]
+        except csv.Error as error:  # an endless line, or (Python 3.10) a NUL byte
+            raise ValueError(str(error)) from None
         lines = [line for line in file if line.strip()]
     if not lines:
         raise ValueError("no readings below the header")
-    readings = np.loadtxt(lines, delimiter=",", ndmin=2, dtype=np.float64)
+    try:
+        readings = np.loadtxt(lines, delimiter=",", ndmin=2, dtype=np.float64)
+    except ValueError:
+        if any(";" in text for text in (*names, lines[0])):
+            raise _ForeignCsv("columns separated by semicolons") from None
+        raise
     if readings.shape[1] != len(names):
-        raise ValueError(f"{len(names)} columns in the header, {readings.shape[1]} below it")
+        found = f"{len(names)} columns in the header, {readings.shape[1]} below it"
+        if readings.shape[1] == 2 * len(names):
+            raise _ForeignCsv(f"{found}, as decimal commas make them")
+        raise ValueError(found)
     if all(_is_number(name) for name in names):
         raise ValueError("readings in its first line, where the columns' names belong")
     wanted = [channel.name for channel in channels]
@@ -294,13 +331,18 @@ def _unreadable(path: Path, found: str) -> InputError:
     )
 
 
-def _bad_readings(path: Path, channels: tuple[Channel, ...], found: str) -> InputError:
+def _bad_readings(
+    path: Path,
+    channels: tuple[Channel, ...],
+    found: str,
+    do: str = "Name the file's channels with --sensor NAME:UNIT:HZ, in order, or mend the file.",
+) -> InputError:
     names = ", ".join(channel.name for channel in channels)
     return InputError(
         where=path,
         expected=f"readings [{len(channels)}, T] of the channels {names}",
         found=found,
-        do="Name the file's channels with --sensor NAME:UNIT:HZ, in order, or mend the file.",
+        do=do,
     )
 
 

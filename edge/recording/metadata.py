@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +21,7 @@ from edge.artefact import digest_of_file
 from edge.errors import InputError, MachineError, nearest_hint
 
 TABLE_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_LARGEST_EXACT = 2.0**53  # beyond it a float no longer tells neighbouring whole numbers apart
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,9 @@ def _from_parquet(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
         ) from None
     try:
         documents = parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise _broken(path, str(error)) from None
+    except (ArrowException, OSError, ValueError) as error:
+        # A plain ValueError is pyarrow's for a value that Python has no type for.
+        raise _broken(path, str(error), "a metadata table in Parquet") from None
     rows = [
         TableRow(f"{path.name}, row {number}", _cells_of(document))
         for number, document in enumerate(documents, start=1)
@@ -167,6 +170,12 @@ def _text_from(value: object) -> str:
         return ""
     if isinstance(value, date):  # and datetime, which is a date
         return value.isoformat()
+    if isinstance(value, float):
+        # A table of floats has NaN where nothing was written, and 3.0 for the part 3.
+        if math.isnan(value):
+            return ""
+        if value.is_integer() and abs(value) <= _LARGEST_EXACT:
+            return str(int(value))
     return str(value).strip()
 
 
@@ -181,10 +190,10 @@ def _text_of(path: Path) -> str:
         raise _broken(path, str(error)) from None
 
 
-def _broken(where: object, found: str) -> InputError:
+def _broken(where: object, found: str, expected: str = "a metadata table in UTF-8") -> InputError:
     return InputError(
         where=where,
-        expected="a metadata table in UTF-8",
+        expected=expected,
         found=found,
         do="Mend what it names and import again.",
     )
