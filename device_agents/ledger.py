@@ -91,7 +91,7 @@ class StationTally:
     decisions: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     late: int = 0  # arrived behind a higher number
-    last: str = ""  # the latest verdict in words
+    last: str = ""  # the latest verdict in words, the decision first: a narrow screen cuts the end
     health: Health | None = None
     epochs: OrderedDict[str, Sequences] = field(default_factory=OrderedDict)
     missing_before: int = 0  # in epochs that were forgotten
@@ -169,7 +169,8 @@ class Ledger:
         self.inspections += 1
         tally.late += arrival == "late"
         tally.decisions[inspection.decision] += 1
-        tally.last = verdict_text(inspection)[:_LONGEST_NAME]
+        words = (inspection.decision, inspection.label, inspection.sample_id, inspection.reason)
+        tally.last = " ".join(word for word in words if word)[:_LONGEST_NAME]
         return True
 
     def _epoch_of(self, tally: StationTally, inspection: Inspection) -> Sequences:

@@ -22,7 +22,7 @@ def hold(path: Path, holder: str) -> int:
         raise MachineError(
             where=path,
             expected=f"no other {holder} of this station",
-            found=f"a {holder} at work on the same outbox",
+            found=f"another {holder} at work on the same outbox",
             do="Stop the other one, or give this station an outbox.path of its own.",
         ) from None
     return lock

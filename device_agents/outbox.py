@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from edge.messages import Inspection, encode
 
 SCHEMA = 1
 _APPLICATION_ID = 0x4F52494E  # "ORIN": tells our file from any other SQLite file
+_MAGIC = b"SQLite format 3\0"  # how every SQLite file begins
 _RELEASE_BATCH = 50  # acknowledged rows deleted per append, so that no append takes long
 _DROP_BATCH = 100  # rows dropped per append, when limits were lowered
 _SPARE_PAGES = 1024  # free pages (4 KiB) kept for the next records, the rest goes back to the disk
@@ -63,12 +65,16 @@ class Outbox:
     def open(cls, path: Path, *, max_rows: int, max_bytes: int) -> Outbox:
         """Open or create the outbox at `path`.
 
-        A corrupt file is set aside under another name and a new epoch starts. Raises InputError
-        for a file that is whole but not ours, MachineError when another inspector holds it.
+        A corrupt outbox is set aside under another name and a new epoch starts. Raises InputError
+        for a file that is not ours, and leaves it as it is; MachineError when another inspector
+        holds the outbox.
         """
+        lock_path = path.with_name(path.name + ".lock")
         try:
+            # Before the lock is taken: its file is the sign that an inspector worked here.
+            _refuse_other_files(path, lock_path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = hold(path.with_name(path.name + ".lock"), "inspector")
+            lock = hold(lock_path, "inspector")
             return cls(path, lock, max_rows, max_bytes)
         except (OSError, sqlite3.Error) as error:
             raise MachineError(
@@ -309,6 +315,34 @@ def epoch_of(db: sqlite3.Connection) -> str:
 def counters_of(db: sqlite3.Connection) -> dict[str, int]:
     """Read every counter."""
     return dict(db.execute("SELECT name, value FROM counters").fetchall())
+
+
+def _refuse_other_files(path: Path, lock_path: Path) -> None:
+    """Stop before anything moves where a mistyped path names somebody's folder or file.
+
+    A file that does not begin as SQLite's do may be an outbox that broke, but only where an
+    earlier inspector left its lock file beside it.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise _other_file(path, "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
+    if status.st_size == 0 or lock_path.exists():
+        return
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise _other_file(path, "another file")
+
+
+def _other_file(path: Path, found: str) -> InputError:
+    return InputError(
+        where=path,
+        expected="an outbox or a new path",
+        found=found,
+        do="Correct outbox.path in the station file. What lies there is untouched.",
+    )
 
 
 def _opened_or_set_aside(path: Path) -> sqlite3.Connection:

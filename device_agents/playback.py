@@ -58,8 +58,12 @@ class Playback:
 
 
 def _refuse_foreign_channels(recording: Recording, spec: ModelSpec) -> None:
-    """Stop before the first part where the recording has other sensors than the model."""
-    if spec.sensor is None or recording.header.channels in ((), spec.sensor.channels):
+    """Stop before the first part where the recording has not the model's sensors.
+
+    A recording without sensors is refused too: every part would be judged by image alone, and
+    nothing would say that half of the model is idle. A single sample without a window is fine.
+    """
+    if spec.sensor is None or recording.header.channels == spec.sensor.channels:
         return
     raise InputError(
         where=recording.folder,

@@ -151,7 +151,7 @@ def test_acknowledged_rows_leave_in_small_batches_and_are_no_drops(tmp_path):
 
 
 def test_second_inspector_is_refused(tmp_path):
-    with opened(tmp_path / "o.sqlite"), pytest.raises(MachineError, match="no other inspector"):
+    with opened(tmp_path / "o.sqlite"), pytest.raises(MachineError, match="another inspector at"):
         opened(tmp_path / "o.sqlite")
     opened(tmp_path / "o.sqlite").close()
 
@@ -193,6 +193,7 @@ def test_write_error_of_the_file_system_is_survived(tmp_path):
 @pytest.mark.parametrize("content", [b"not a database", b"SQLite format 3\0" + b"\xff" * 4096])
 def test_corrupt_outbox_is_set_aside_and_a_new_epoch_starts(tmp_path, caplog, content):
     path = tmp_path / "outbox.sqlite"
+    opened(path).close()  # an earlier run: its lock file says that this was an outbox
     path.write_bytes(content)
     with opened(path) as outbox:
         assert outbox.next_sequence == 1
@@ -220,6 +221,7 @@ def test_outbox_with_any_bytes_changed_starts_or_says_why_not(
     sound_bytes, tmp_path_factory, places, cut
 ):
     path = tmp_path_factory.mktemp("bytes") / "outbox.sqlite"
+    opened(path).close()  # leaves the lock file that stands beside every outbox
     content = bytearray(sound_bytes)[: int(len(sound_bytes) * cut)]
     for place, bits in places:
         content[min(len(content) - 1, int(place * len(content)))] ^= bits
@@ -256,6 +258,35 @@ def test_outbox_that_breaks_while_in_use_is_replaced_and_the_reader_follows(tmp_
         reader.close()
         assert OutboxReader.open(path).epoch == outbox.epoch
     assert "corrupt" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b'station = { site = "north" }\n' * 9, b"x", b"SQLite format"])
+def test_somebody_elses_file_is_refused_untouched_again_and_again(tmp_path, content):
+    path = tmp_path / "st.toml"
+    path.write_bytes(content)
+    for _ in range(2):  # the first refusal must leave no sign that would let the second pass
+        with pytest.raises(InputError, match="an outbox or a new path, found another file"):
+            opened(path)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_outbox_path_that_is_a_folder_or_a_pipe_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="a new path, found a folder"):
+        opened(tmp_path / "folder")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="a new path, found no regular file"):
+        opened(tmp_path / "pipe")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_empty_file_becomes_an_outbox(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    path.touch()
+    with opened(path) as outbox:
+        fill(outbox, "p")
+    assert kept(path) == [1]
 
 
 def test_somebody_elses_database_is_refused_untouched(tmp_path):

@@ -88,6 +88,25 @@ def test_recording_with_other_channels_is_refused_before_the_first_part(tmp_path
         parts_of(tmp_path / "rec")
 
 
+def test_recording_without_sensors_is_refused_by_a_model_that_takes_one(tmp_path):
+    write_squares(tmp_path / "rec", [GOOD], channels=(), without_sensor=[0])
+    with pytest.raises(InputError, match=r"drive_end:g:1600, load:N:1600, found none\."):
+        parts_of(tmp_path / "rec")
+    image_model = spec_of(sensor=False)
+    assert len(Playback(Source(recording=str(tmp_path / "rec")), image_model, paced=False)) == 1
+    write_squares(tmp_path / "dropouts", [GOOD, GOOD], without_sensor=[0, 1])
+    assert [reading.window for _, reading in parts_of(tmp_path / "dropouts")] == [None, None]
+
+
+def test_missing_files_are_called_missing(tmp_path):
+    recording = write_squares(tmp_path / "rec", [GOOD, BAD])
+    recording.path_of(f"grey{BAD}.png").unlink()
+    recording.path_of("still.npy").unlink()
+    (_, window), (shot, _) = parts_of(tmp_path / "rec")
+    assert shot.fault == f"frame unreadable: the file grey{BAD}.png is missing"
+    assert window.fault == "sensor window unreadable: the file still.npy is missing"
+
+
 def test_recording_without_samples_or_without_the_split_is_refused(tmp_path):
     write_squares(tmp_path / "rec", [GOOD])
     with pytest.raises(InputError, match="only test"):

@@ -1,5 +1,6 @@
 """`edge listen` against a real broker: what it shows, counts and survives."""
 
+import io
 import json
 import os
 import pty
@@ -8,14 +9,17 @@ import subprocess
 import time
 
 import pytest
+from rich.console import Console
 from small_station import edge, needs_broker, needs_mosquitto
 from test_device_agents_ledger import OTHER, STATION, inspection
 from test_device_agents_publisher import configured_broker, password_for
 
 from device_agents.broker import free_port, running_broker
+from device_agents.ledger import Ledger
 from device_agents.mqtt_link import BrokerAddress, Link
+from edge.cli.listen import table_of
 from edge.messages import Health, Presence, encode
-from edge.topics import topic_of
+from edge.topics import StationId, topic_of
 
 pytestmark = needs_broker
 TOPIC = topic_of(STATION, "inspection")
@@ -127,6 +131,36 @@ def test_live_table_shows_stations_on_a_terminal(broker):
     assert "[bold]" in text, "markup from the network is text"
     assert "3 inspections of 2 stations" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("width", [80, 109, 110, 160])
+def test_table_can_be_read_at_any_usual_width(width):
+    ledger = Ledger()
+    far = StationId("north-plant", "milling", "line-07", "a-station-with-a-long-name")
+    scored = {"decision": "fail", "label": "scratch", "sample_id": "[bold]_" + "long" * 9}
+    for station, count in ((STATION, 1_200), (OTHER, 3), (far, 2)):
+        for sequence in range(1, count + 1):
+            message = inspection(sequence, station=station, **scored)
+            assert ledger.take(topic_of(station, "inspection"), encode(message)) is not None
+        presence = encode(Presence(station=station, state="offline"))
+        ledger.take(topic_of(station, "presence"), presence)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table_of(ledger, width))
+    lines = console.export_text().splitlines()
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    head = next(line for line in lines if "station" in line and "verdict" in line)
+    for word in ("station", "presence", "pass", "fail", "invalid", "last verdict"):
+        assert word in head
+    assert ("waiting" in head) == (width >= 110)
+    for line in lines:
+        if "offline" in line:
+            assert "north" in line
+            assert "fail scratch" in line
+    assert "1200" in text
+    assert "[bold]" in text or width < 160, "markup from the network is text"
+    names = "".join(line.split("│")[1].strip() for line in lines if line[:1] == "│")
+    assert names == f"{STATION}{OTHER}{far}", "folded where it must be, never cut"
 
 
 def test_broker_that_is_not_there_is_status_3_or_waited_for(tmp_path):

@@ -77,6 +77,13 @@ def test_unreadable_picture_is_invalid_and_the_rest_is_judged(desk):
     assert "2 pass, 0 fail, 2 invalid" in said
 
 
+def test_missing_picture_is_called_missing(desk):
+    (desk / "rec" / "files" / f"grey{BAD}.png").unlink()
+    status, out, _ = replay(desk)
+    assert status == 0
+    assert out.count(f"(frame unreadable: the file grey{BAD}.png is missing)") == 2
+
+
 @pytest.mark.parametrize(
     ("words", "status", "found"),
     [
@@ -104,6 +111,12 @@ def test_missing_bundle_or_recording_and_foreign_channels(desk, tmp_path):
     status, _, said = replay(desk)
     assert status == 2
     assert "load:kN:1600" in said
+    write_squares(desk / "image-only", [GOOD], channels=(), without_sensor=[0])
+    (desk / "rec").rename(desk / "foreign")
+    (desk / "image-only").rename(desk / "rec")
+    status, out, said = replay(desk)
+    assert (status, out) == (2, "")
+    assert "drive_end:g:1600, load:N:1600, found none" in said
 
 
 def test_percentile_is_a_value_that_occurred():

@@ -88,9 +88,14 @@ class RecordingCamera:
         try:
             frame = Frame(read_pixels(self._recording.path_of(row.image)), due_ns)
         except InputError as error:
-            fault = f"frame unreadable: {error.found}"
+            fault = f"frame unreadable: {what_is_wrong(error, row.image)}"
             return Shot(row.sample_id, row.part_id, captured_at, None, fault, late_ms)
         return Shot(row.sample_id, row.part_id, captured_at, frame, "", late_ms)
+
+
+def what_is_wrong(error: InputError, file: str) -> str:
+    """Say in words what a recording's reader found in `file`: it calls a missing one "nothing"."""
+    return f"the file {file} is missing" if error.found == "nothing" else error.found
 
 
 def iso_of(unix_ns: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from device_agents.cameras.recording import Schedule
+from device_agents.cameras.recording import Schedule, what_is_wrong
 from edge.errors import InputError
 from edge.recording.format import Recording, SampleRow, read_readings
 from edge.sample import Window
@@ -42,5 +42,5 @@ class RecordingSensors:
         try:
             values = read_readings(self._recording.path_of(row.sensor), channels)
         except InputError as error:
-            return Reading(None, f"sensor window unreadable: {error.found}")
+            return Reading(None, f"sensor window unreadable: {what_is_wrong(error, row.sensor)}")
         return Reading(Window(values, channels, self._schedule.due_ns(index)))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.25
 _ROWS = 30  # stations on the screen
+_WIDE = 110  # columns of a console that takes the whole table
+_STATION_WIDTH = 16  # at least; a longer name goes on in the next line
 _DEFAULT_EXPIRY_S = 86_400
 
 
@@ -134,14 +136,15 @@ class LiveTable:
 
         self._ledger = ledger
         self._drawn_s = 0.0
-        self._live = Live(_table_of(ledger), auto_refresh=False)
+        self._live = Live(auto_refresh=False)
 
     def __enter__(self) -> LiveTable:
+        self._live.update(self._table())
         self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.update(_table_of(self._ledger), refresh=True)
+        self._live.update(self._table(), refresh=True)
         self._live.stop()
 
     def show(self, message: Message) -> None:
@@ -151,7 +154,10 @@ class LiveTable:
         """Draw again, a few times a second at most."""
         if time.monotonic() - self._drawn_s > _REDRAW_S:
             self._drawn_s = time.monotonic()
-            self._live.update(_table_of(self._ledger), refresh=True)
+            self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        return table_of(self._ledger, self._live.console.width)
 
 
 @contextlib.contextmanager
@@ -185,20 +191,35 @@ def _subscriber_from(arguments: argparse.Namespace) -> Subscriber:
     return Subscriber(broker, arguments.client_id, max(0, expiry_s))
 
 
-def _table_of(ledger: Ledger) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
+def table_of(ledger: Ledger, width: int) -> Table:
+    """Draw the stations for a console of `width` columns.
 
+    On a narrow one the counts that the caption sums up, and the queue's depth, give way to the
+    stations' names and decisions.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    wide = width >= _WIDE
+    counts = ["pass", "fail", "invalid", *(("twice", "missing", "waiting") if wide else ())]
     table = Table(title="stations", caption=_summary(ledger))
-    for column in ("station", "presence", "pass", "fail", "invalid", "twice", "missing", "waiting"):
-        table.add_column(column, justify="left" if column in ("station", "presence") else "right")
-    table.add_column("last verdict", overflow="ellipsis", no_wrap=True)
+    table.add_column("station", min_width=_STATION_WIDTH, overflow="fold")
+    table.add_column("presence", no_wrap=True)
+    for column in counts:
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("last verdict")
     for tally in list(ledger.stations.values())[:_ROWS]:
-        cells = [str(tally.station), tally.presence]
-        cells += [str(tally.decisions[name]) for name in ("pass", "fail", "invalid")]
-        cells += [str(tally.duplicates), str(tally.missing)]
-        cells += ["?" if tally.health is None else str(tally.health.outbox_depth), tally.last]
-        table.add_row(*(escape(_printable(cell)) for cell in cells))
+        numbers: dict[str, object] = {**dict.fromkeys(counts[:3], 0), **tally.decisions}
+        numbers |= {"twice": tally.duplicates, "missing": tally.missing}
+        numbers["waiting"] = "?" if tally.health is None else tally.health.outbox_depth
+        table.add_row(
+            # Text, not str: markup from the network stays text.
+            Text(_printable(str(tally.station))),
+            Text(_printable(tally.presence)),
+            *(str(numbers[name]) for name in counts),
+            # One line, by the cell and not by the column: rich shrinks such columns last of all.
+            Text(_printable(tally.last), no_wrap=True, overflow="ellipsis"),
+        )
     return table
 
 
