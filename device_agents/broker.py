@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import random
 import shutil
 import socket
 import subprocess
@@ -60,6 +61,7 @@ _IOTCORE_CHILD = (
     "threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start(); "
     "IotCoreBroker(config_path=sys.argv[1]).run_forever()"
 )
+_PORTS = range(20_000, 32_000)  # see `free_port`
 
 
 class EmbeddedBroker:
@@ -160,10 +162,22 @@ def broker_kind() -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of 127.0.0.1 that nothing listens on.
+
+    It lies below the range from which Linux draws the ports of outgoing connections (32768 and
+    up): while the broker is away, a client that tries to reach it could be given that very port,
+    connect to itself, and keep the broker from coming back.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise MachineError(
+        where="127.0.0.1",
+        expected=f"a free port from {_PORTS.start} to {_PORTS.stop - 1}",
+        found="none",
+        do="Stop what listens there.",
+    )
 
 
 def _mosquitto() -> Path | None:

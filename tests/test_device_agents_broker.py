@@ -2,6 +2,7 @@
 
 import importlib.util
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -55,9 +56,12 @@ def test_machine_without_any_broker_names_both_packages(monkeypatch):
         broker_kind()
 
 
-def test_free_port_can_be_bound():
+def test_free_port_can_be_bound_and_is_never_given_to_a_client():
+    port = free_port()
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", free_port()))
+        probe.bind(("127.0.0.1", port))
+    lowest_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert port < lowest_of_clients
 
 
 def test_something_else_on_the_port_is_not_taken_for_a_broker():
