@@ -60,7 +60,7 @@ class Batches:
 
     @property
     def _batch_size(self) -> int:
-        """No batch holds a part twice, however large the recipe's is."""
+        """The recipe's, but no larger than the training set."""
         return min(self._recipe.train.batch, len(self.copies.parts))
 
     @property

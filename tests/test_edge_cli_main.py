@@ -90,3 +90,14 @@ def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(
     assert result.returncode == 3
     assert "'torch'" in result.stderr
     assert "orin-inspect[host]" in result.stderr
+
+
+def test_a_full_disk_behind_standard_output_is_the_machines_lack(simulated_line):
+    words = [sys.executable, "-m", "edge.cli.main", "recordings", "show", simulated_line.folder]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        result = subprocess.run(
+            list(map(str, words)), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 3, result.stderr
+    assert "edge: standard output: expected room" in result.stderr
+    assert "Traceback" not in result.stderr

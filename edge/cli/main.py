@@ -74,15 +74,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _status_of_failed_output(error: OSError) -> int:
-    """A closed pipe ends quietly; a full disk behind standard output is the machine's lack."""
+    """A closed pipe ends quietly; a full disk behind what is written is the machine's lack."""
     if isinstance(error, BrokenPipeError):
         # The reader (head, less) closed early; Python would complain again while shutting down.
         sys.stderr.close()
         return 0
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         raise error  # a bug: whoever opens a file says what is wrong with it
-    print(f"edge: expected room for what is written, found {error}. Free some.", file=sys.stderr)
-    return MachineError.exit_status
+    lack = MachineError(
+        where=error.filename or "standard output",
+        expected="room for what is written",
+        found=str(error),
+        do="Free some space, or send the output elsewhere.",
+    )
+    print(f"edge: {lack}", file=sys.stderr)
+    return lack.exit_status
 
 
 def _status_of(module_name: str, arguments: argparse.Namespace) -> int:
