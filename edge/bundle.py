@@ -22,6 +22,7 @@ from edge.artefact import digest_of_bytes, digest_of_file
 from edge.errors import InputError
 from edge.model_spec import ModelSpec
 from edge.recording.format import is_safe_relative
+from edge.reference import Reference, misfit_of
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -93,6 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provenance: Provenance
     schema: int = SCHEMA
     seal: str = ""  # SHA-256 of the manifest's bytes as they are while the seal is empty
+    reference: Reference | None = None  # None: no normal part was held out, or an older export
 
 
 class Bundle:
@@ -146,7 +148,9 @@ def problems_of(bundle: Bundle) -> list[str]:
         for golden in bundle.manifest.golden
         if golden.file not in listed
     ]
-    return problems
+    reference = bundle.manifest.reference
+    misfit = "" if reference is None else misfit_of(reference, bundle.manifest.spec)
+    return [*problems, f"{MANIFEST_FILE}: {misfit}"] if misfit else problems
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -6,9 +6,10 @@ key and what was expected. Nothing is guessed and nothing is filled in later.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -20,6 +21,10 @@ else:  # Python 3.10 (JetPack 6) has no TOML reader of its own.
     import tomli as tomllib
 
 S = TypeVar("S", bound=msgspec.Struct)
+_LARGEST_FILE_BYTES = 1 << 20
+_INTEGERS_END = 1 << 63
+_MISSING = "Object missing required field "
+_TOML_WORDS = ((" | null", ""), ("object", "table"), ("array", "list"), ("str", "string"))
 
 
 def struct_from_toml(path: Path, kind: type[S], overrides: tuple[str, ...] = ()) -> S:
@@ -30,15 +35,22 @@ def struct_from_toml(path: Path, kind: type[S], overrides: tuple[str, ...] = ())
 def table_from_toml(path: Path) -> dict[str, Any]:
     """Return the TOML file as nested dictionaries. Raises InputError when it cannot be read."""
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE_BYTES + 1)
+        if len(content) > _LARGEST_FILE_BYTES:
+            raise ValueError("more than 1 MiB")
+        table: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
         return table
     except FileNotFoundError:
         raise InputError(
             where=path, expected="a TOML file", found="nothing", do="Check the path."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
         raise InputError(
-            where=path, expected="a TOML file", found=str(error), do="Mend the line it names."
+            where=path,
+            expected="a TOML file",
+            found="brackets nested without end",
+            do="Close the brackets.",
         ) from None
     except OSError as error:
         raise InputError(
@@ -46,6 +58,11 @@ def table_from_toml(path: Path) -> dict[str, Any]:
             expected="a readable TOML file",
             found=str(error),
             do="Check the path and its rights.",
+        ) from None
+    except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
+        found = str(error)[:300]
+        raise InputError(
+            where=path, expected="a TOML file", found=found, do="Mend the line it names."
         ) from None
 
 
@@ -56,15 +73,80 @@ def struct_from_table(
     for override in overrides:
         _apply_override(table, override, kind)
     _refuse_unknown_keys(table, kind, where, prefix="")
+    _refuse_impossible_values(table, where, key="")
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        raise InputError(
-            where=where,
-            expected=f"valid values for {kind.__name__}",
-            found=str(error),
-            do="Correct the value that the path names ($ is the top of the file).",
-        ) from None
+        raise _wrong_value(error, table, kind, where, prefix="") from None
+
+
+def _wrong_value(
+    error: msgspec.ValidationError,
+    table: dict[str, Any],
+    kind: type[msgspec.Struct],
+    where: str,
+    prefix: str,
+) -> InputError:
+    """Say which key has a wrong value, what it is, and what it could be."""
+    message, _, path = str(error).partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    of_tables, by_name, _ = path.partition("[...]")
+    if by_name:  # a table of tables: msgspec does not say in which of them
+        nested = _struct_fields(kind).get(of_tables)
+        for name, entry in table.get(of_tables, {}).items():
+            try:
+                msgspec.convert(entry, nested.kind if nested else Any)
+            except msgspec.ValidationError as inner:
+                if nested and isinstance(entry, dict):
+                    inside = f"{prefix}{of_tables}.{name}."
+                    return _wrong_value(inner, entry, nested.kind, where, inside)
+                path = f"{of_tables}.{name}"
+                break
+    key = prefix + path
+    found = _value_at(table, path)
+    choices = _choices_at(kind, path)
+    do = f"Correct {key}."
+    if choices and isinstance(found, str):
+        expected, do = f"one of {', '.join(choices)} for {key}", nearest_hint(found, choices)
+    elif path and message.startswith("Expected"):
+        wanted = message.removeprefix("Expected ").partition(", got")[0].replace("`", "")
+        for theirs, tomls in _TOML_WORDS:
+            wanted = wanted.replace(theirs, tomls)
+        expected = f"{wanted} for {key}"
+    elif message.startswith(_MISSING):
+        missing = f"{key}.{message.removeprefix(_MISSING)}".replace("`", "").lstrip(".")
+        return InputError(
+            where=where, expected=f"the key {missing}", found="nothing", do=f"Add {missing}."
+        )
+    else:
+        expected, found = f"valid values for {key or kind.__name__}", None
+    shown = message.replace("`", "'") if found is None else repr(found)[:200]
+    return InputError(where=where, expected=expected, found=shown, do=do)
+
+
+def _value_at(table: Any, path: str) -> Any:
+    """Return the value that a path such as `broker.port` or `scale[1]` leads to; None: no value."""
+    for step in path.replace("[", ".").replace("]", "").split(".") if path else ():
+        if isinstance(table, dict):
+            table = table.get(step)
+        elif isinstance(table, list) and step.isdecimal() and int(step) < len(table):
+            table = table[int(step)]
+        else:
+            return None
+    return table
+
+
+def _choices_at(kind: type[msgspec.Struct], path: str) -> list[str]:
+    """Return the words that the key allows, where it allows only some."""
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        nested = _struct_fields(kind).get(parent)
+        if nested is None:
+            return []
+        kind = nested.kind
+    hint = get_type_hints(kind).get(leaf)
+    literals = [h for h in (hint, *get_args(hint)) if get_origin(h) is Literal]
+    return [str(word) for literal in literals for word in get_args(literal)]
 
 
 def _apply_override(table: dict[str, Any], override: str, kind: type[msgspec.Struct]) -> None:
@@ -94,7 +176,7 @@ def _toml_value(text: str) -> Any:
     """Read `text` as TOML would (5, 0.1, true, [1, 2], "x"); a bare word is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -111,19 +193,61 @@ def _refuse_unknown_keys(
                 do=nearest_hint(key, fields),
             )
         nested = fields[key]
-        if nested is not None and isinstance(value, dict):
-            _refuse_unknown_keys(value, nested, where, prefix=f"{prefix}{key}.")
+        if nested is None or not isinstance(value, dict):
+            continue
+        tables = {f"{key}.{name}": entry for name, entry in value.items()}
+        for place, entry in tables.items() if nested.by_name else [(key, value)]:
+            if isinstance(entry, dict):
+                _refuse_unknown_keys(entry, nested.kind, where, prefix=f"{prefix}{place}.")
 
 
-def _struct_fields(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
-    """Map each field to the struct it nests (also behind `| None`), or to None."""
+def _refuse_impossible_values(value: Any, where: str, key: str) -> None:
+    """Refuse what TOML can write and no key can mean: it would only be found out much later."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_impossible_values(name, where, f"a name in {key}" if key else "a name")
+            _refuse_impossible_values(inner, where, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            _refuse_impossible_values(inner, where, f"{key}[{place}]")
+    elif wanted := _what_it_must_be(value):
+        huge = isinstance(value, int)  # Python refuses to write thousands of digits
+        raise InputError(
+            where=where,
+            expected=f"{wanted} for {key}",
+            found=f"one of {value.bit_length()} bits" if huge else repr(value)[:200],
+            do=f"Correct {key}.",
+        )
+
+
+def _what_it_must_be(value: Any) -> str:
+    if isinstance(value, str) and "\0" in value:
+        return "text without the NUL character"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if isinstance(value, int) and abs(value) >= _INTEGERS_END:
+        return "an integer of 64 bits"
+    return ""
+
+
+class _Nested(NamedTuple):
+    """What a field holds: one table, or several `by_name` (`[sources.left]`)."""
+
+    kind: type[msgspec.Struct]
+    by_name: bool
+
+
+def _struct_fields(kind: type[msgspec.Struct]) -> dict[str, _Nested | None]:
+    """Map each field to the struct it nests (also behind `| None` or `dict[str, ...]`), or None."""
     return {name: _nested_struct(hint) for name, hint in get_type_hints(kind).items()}
 
 
-def _nested_struct(hint: Any) -> type[msgspec.Struct] | None:
+def _nested_struct(hint: Any) -> _Nested | None:
+    by_name = get_origin(hint) is dict
     for candidate in (hint, *get_args(hint)):
-        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
-            return candidate
+        is_class = isinstance(candidate, type) and get_origin(candidate) is None
+        if is_class and issubclass(candidate, msgspec.Struct):
+            return _Nested(candidate, by_name)
     return None
 
 
@@ -132,5 +256,6 @@ def _dotted_keys(kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
     for name, nested in _struct_fields(kind).items():
         keys.append(prefix + name)
         if nested is not None:
-            keys.extend(_dotted_keys(nested, f"{prefix}{name}."))
+            inside = f"{prefix}{name}.NAME." if nested.by_name else f"{prefix}{name}."
+            keys.extend(_dotted_keys(nested.kind, inside))
     return keys

@@ -47,11 +47,11 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
-def scores_from_outputs(outputs: Mapping[str, NDArray[Any]]) -> Scores:
-    """Take the only sample of the model's named output tensors (see `ModelSpec.outputs`)."""
+def scores_from_outputs(outputs: Mapping[str, NDArray[Any]], row: int = 0) -> Scores:
+    """Take one sample of the model's named output tensors (see `ModelSpec.outputs`)."""
     return Scores(
-        class_scores=np.asarray(outputs["class_scores"][0], dtype=np.float32),
-        anomaly_score=float(outputs["anomaly_score"][0]),
-        anomaly_map=np.asarray(outputs["anomaly_map"][0], dtype=np.float32),
-        embedding=np.asarray(outputs["embedding"][0], dtype=np.float32),
+        class_scores=np.asarray(outputs["class_scores"][row], dtype=np.float32),
+        anomaly_score=float(outputs["anomaly_score"][row]),
+        anomaly_map=np.asarray(outputs["anomaly_map"][row], dtype=np.float32),
+        embedding=np.asarray(outputs["embedding"][row], dtype=np.float32),
     )

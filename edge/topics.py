@@ -1,43 +1,77 @@
 """Where a station's messages go: MQTT topics on an ISA-95 path, versioned.
 
-    orin-inspect/v1/<site>/<area>/<line>/<station>/inspection    one per part, QoS 1
+    orin-inspect/v1/<site>/<area>/<line>/<station>/inspection    one per part
     orin-inspect/v1/<site>/<area>/<line>/<station>/presence      online or offline, retained, will
     orin-inspect/v1/<site>/<area>/<line>/<station>/health        counters of loss and depth
+    orin-inspect/v1/<site>/<area>/<line>/<station>/picture       a kept picture
+    orin-inspect/v1/<site>/<area>/<line>/<station>/command       to the station: send a picture
 
 A consumer may take this module and `edge.messages` alone: they need only msgspec.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Annotated, NamedTuple
+
 import msgspec
 
 ROOT = "orin-inspect/v1"
-KINDS = ("inspection", "presence", "health")
+LONGEST_PATH = 200  # characters of site/area/line/station together
 
 
-class StationId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Delivery(NamedTuple):
+    """How messages of one kind travel."""
+
+    qos: int
+    retain: bool
+    to_station: bool = False  # every other kind comes from it
+
+
+DELIVERIES = {
+    "inspection": Delivery(qos=1, retain=False),
+    "presence": Delivery(qos=1, retain=True),
+    "health": Delivery(qos=0, retain=False),
+    "picture": Delivery(qos=1, retain=False),
+    "command": Delivery(qos=1, retain=False, to_station=True),
+}
+KINDS = tuple(DELIVERIES)
+
+# MQTT 5, 1.5.4 and 4.7. Brokers close the connection on control characters and non-characters.
+_FORBIDDEN = r"/+#\u0000-\u001f\u007f-\u009f\ufdd0-\ufdef\ufffe\uffff"
+_LEVEL_PATTERN = f"^[^${_FORBIDDEN}][^{_FORBIDDEN}]*$"
+_LEVEL = re.compile(rf"(?!\$)[^{_FORBIDDEN}\ud800-\udfff]+")
+Level = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": _LEVEL_PATTERN})]
+
+
+class StationId(msgspec.Struct, frozen=True):
     """Where a station stands. Each part is one topic level: not empty, without `/`, `+`, `#`."""
 
-    site: str
-    area: str
-    line: str
-    station: str
+    site: Level
+    area: Level
+    line: Level
+    station: Level
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
             level = getattr(self, field)
-            if not level or any(sign in level for sign in "/+#\0") or level.startswith("$"):
+            if _LEVEL.fullmatch(level) is None:
                 raise ValueError(
-                    f"{field} must be one MQTT topic level (not empty, no '/', '+', '#', NUL, "
-                    f"nor a leading '$'), not {level!r}"
+                    f"{field} must be one MQTT topic level (not empty, no '/', '+', '#', control "
+                    f"characters, nor a leading '$'), not {level[:LONGEST_PATH]!r}"
                 )
+        if len(str(self)) > LONGEST_PATH:
+            raise ValueError(
+                f"site, area, line and station must have {LONGEST_PATH} characters or fewer "
+                f"together, not {len(str(self))}"
+            )
 
     def __str__(self) -> str:
         return f"{self.site}/{self.area}/{self.line}/{self.station}"
 
 
 def topic_of(station: StationId, kind: str) -> str:
-    """Return the topic on which `station` sends messages of `kind`."""
+    """Return the topic on which `station` sends messages of `kind`, or takes commands."""
     assert kind in KINDS, kind
     return f"{ROOT}/{station}/{kind}"
 

@@ -20,6 +20,7 @@ from edge.bundle import (
     write_manifest,
 )
 from edge.model_spec import ModelSpec
+from edge.reference import Reference
 from export.calibration import CalibrationSet
 from export.compile_check import BUILDER_PACKAGES
 
@@ -37,11 +38,12 @@ _TOOLS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found out about the files before they were packed."""
+    """What was found out about the files, and about normal parts, before packing."""
 
     parity: tuple[Parity, ...]
     compile_checks: tuple[CompileCheck, ...]
     golden: tuple[GoldenSample, ...]
+    reference: Reference | None = None
 
 
 def bundle_from(folder: Path, spec: ModelSpec, proof: Proof, provenance: Provenance) -> Bundle:
@@ -54,6 +56,7 @@ def bundle_from(folder: Path, spec: ModelSpec, proof: Proof, provenance: Provena
         compile_checks=proof.compile_checks,
         golden=proof.golden,
         provenance=provenance,
+        reference=proof.reference,
     )
     write_manifest(folder, manifest)
     bundle = Bundle.open(folder)

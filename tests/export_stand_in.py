@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from device_agents.engine import engine_from_onnx
+from device_agents.inspector.engine import engine_from_onnx
 from edge.artefact import digest_of_file, new_folder
 from edge.bundle import FP32_FILE, INT8_FILE, CompileCheck
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
@@ -30,6 +30,7 @@ from export.onnx_graph import fp32_onnx_from_student
 from export.pack import Proof, bundle_from, provenance_of
 from export.parity import CHECKPOINT, ONNX_INT8, held_out_rows, parity_of
 from export.quantize import int8_onnx_from_qdq, qdq_from_student
+from export.reference import reference_of
 
 SIZE, READINGS, WIDTH = 64, 256, 64
 CHANNELS = (Channel("drive_end", "g", 12000.0), Channel("fan_end", "g", 12000.0))
@@ -230,10 +231,12 @@ def write_small_bundle(folder: Path) -> None:
             scorers = {CHECKPOINT: TorchScorer(trained_student(), spec), ONNX_INT8: int8}
             judged = judged_by(scorers, recording, rows)
             golden = write_golden(partial, recording, rows, int8, judged[ONNX_INT8])
+            reference = reference_of(int8, recording, rows)
         proof = Proof(
             parity=(parity_of(ONNX_INT8, judged[CHECKPOINT], judged[ONNX_INT8]),),
             compile_checks=(CompileCheck(INT8_FILE, "not run", "TensorRT-RTX", "a test"),),
             golden=golden,
+            reference=reference,
         )
         provenance = provenance_of(
             checkpoint_digest="0" * 64,

@@ -170,13 +170,18 @@ def write_squares(
     without_sensor: Sequence[int] = (),
     channels: tuple[Channel, ...] = CHANNELS,
 ) -> Recording:
-    """Write one part per grey level, named p0000 and on, its sensor reading all zero."""
+    """Write one part per grey level, named p0000 and on, its sensor reading next to nothing.
+
+    Not nothing at all: that would be a stuck sensor, and no part would be judged by it.
+    """
     files = folder / FILES_FOLDER
     files.mkdir(parents=True)
     rows = []
     for level in sorted(set(levels)):
         Image.new("L", (SIZE, SIZE), level).save(files / f"grey{level}.png")
-    np.save(files / "still.npy", np.zeros((len(channels), READINGS), np.float32))
+    still = np.zeros((len(channels), READINGS), np.float32)
+    still[:, READINGS // 2 :] = 1e-6
+    np.save(files / "still.npy", still)
     for number, level in enumerate(levels):
         image = f"grey{level}.png"
         rows.append(

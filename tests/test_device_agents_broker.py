@@ -8,7 +8,8 @@ import pytest
 
 from device_agents import broker as broker_module
 from device_agents.broker import broker_kind, free_port, running_broker
-from device_agents.mqtt_link import BrokerAddress, Link
+from device_agents.mqtt.address import BrokerAddress
+from device_agents.mqtt.link import Link
 from edge.errors import MachineError
 
 KINDS = ["mosquitto", "iotcore"]

@@ -23,8 +23,8 @@ from small_station import (
 )
 
 from device_agents.broker import EmbeddedBroker, running_broker
-from device_agents.cursor import read_cursor
-from device_agents.outbox import OutboxReader
+from device_agents.outbox.cursor import read_cursor
+from device_agents.outbox.reader import OutboxReader
 
 PARTS = 1_000
 RATE = 100.0
@@ -56,7 +56,8 @@ class BadDay:
 def live_through(folder: Path, broker: EmbeddedBroker) -> BadDay:
     """Inspector, publisher and listener as processes; kill -9 for one, a restart for the broker."""
     day = BadDay()
-    station = write_station(folder, broker.port)
+    # Room for a stall of the machine that runs the tests: this proof is about the way out.
+    station = write_station(folder, broker.port, source="[loop]\nqueue = 200")
     listener = edge(
         *("listen", "--broker", broker.url, "--jsonl", "--client-id", "judge"),
         *("--count", PARTS, "--timeout", 60),

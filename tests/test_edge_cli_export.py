@@ -84,7 +84,9 @@ def test_run_becomes_a_whole_bundle_that_verifies(run_folder, folders, capsys):
     told = capsys.readouterr()
     assert "Calibrating on 32 samples" in told.err
     assert f"edge verify {folders}" in told.out.replace("\n", "")
+    assert "Reference: 16 normal samples of 16 parts" in told.out.replace("\n", " ")
     manifest = Bundle.open(folders).manifest
+    assert manifest.reference is not None
     assert [one.form for one in manifest.parity] == ["onnx-fp32", "onnx-int8"]
     assert manifest.parity[0].max_score_error < 1e-4
     assert {check.file for check in manifest.compile_checks} <= set(manifest.files)

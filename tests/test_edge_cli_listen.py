@@ -8,18 +8,25 @@ import signal
 import subprocess
 import time
 
+import msgspec
 import pytest
+from certificates import Authority, needs_openssl
 from rich.console import Console
 from small_station import edge, needs_broker, needs_mosquitto
-from test_device_agents_ledger import OTHER, STATION, inspection
-from test_device_agents_publisher import configured_broker, password_for
+from test_device_agents_consumer_ledger import OTHER, STATION, inspection
+from test_device_agents_publisher_loop import configured_broker, password_for
 
 from device_agents.broker import free_port, running_broker
-from device_agents.ledger import Ledger
-from device_agents.mqtt_link import BrokerAddress, Link
-from edge.cli.listen import table_of
-from edge.messages import Health, Presence, encode
-from edge.topics import StationId, topic_of
+from device_agents.consumer.ledger import Ledger
+from device_agents.consumer.picture_folder import PictureFolder, safe_name
+from device_agents.mqtt.address import BrokerAddress
+from device_agents.mqtt.link import Link
+from device_agents.mqtt.tls import Tls
+from edge.cli.received import table_of
+from edge.errors import EdgeError
+from edge.examples import EXAMPLES
+from edge.messages import Command, Health, Picture, Presence, encode
+from edge.topics import ROOT, StationId, topic_of
 
 pytestmark = needs_broker
 TOPIC = topic_of(STATION, "inspection")
@@ -49,9 +56,9 @@ def ended(process, seconds=20) -> tuple[int, str, str]:
     return process.returncode, out.decode(), said.decode()
 
 
-def send(port, *messages):
+def send(port, *messages, tls=None):
     """Publish (topic, payload) pairs and wait until the broker has them."""
-    with Link(BrokerAddress("127.0.0.1", port), "sender") as link:
+    with Link(BrokerAddress("127.0.0.1", port, tls=tls), "sender") as link:
         link.open()
         waiting = {link.publish(topic, payload, qos=1) for topic, payload in messages}
         deadline = time.monotonic() + 10
@@ -256,7 +263,14 @@ def test_refused_credentials_are_status_2(tmp_path):
     ("words", "found"),
     [
         (("mqtt://u:s3cret@host",), "a password in it"),
-        (("mqtts://host",), "mqtt://HOST:PORT"),
+        (("mqtts://host",), "mqtts:// without --ca"),
+        (("mqtt://host", "--ca", "ca.pem"), "mqtt:// with --ca"),
+        (("mqtts://host", "--ca", "/nowhere.pem"), "/nowhere.pem"),
+        (("mqtts://host", "--ca", "ca.pem", "--key", "k.pem"), "no --certificate"),
+        (("mqtts://host", "--ca", "ca.pem", "--certificate", "c.pem"), "no --key"),
+        (("mqtts://host", "--certificate", "c.pem", "--key", "k.pem"), "no --ca"),
+        (("mqtt://[host",), "mqtt://HOST:PORT"),
+        (("mqtt://host:0",), "mqtt://HOST:PORT"),
         (("http://host:1883",), "mqtt://HOST:PORT"),
         (("mqtt://host:99999",), "mqtt://HOST:PORT"),
         (("mqtt://",), "mqtt://HOST:PORT"),
@@ -269,3 +283,131 @@ def test_impossible_address_or_option_is_status_2(words, found):
     assert (status, out) == (2, "")
     assert found in said
     assert "s3cret" not in said
+
+
+@needs_mosquitto
+@needs_openssl
+def test_listener_over_mutual_tls(tmp_path):
+    authority = Authority(tmp_path)
+    server, ours = authority.pair("server"), authority.pair("plant", password="k3y-s3cret")
+    stranger = Authority(tmp_path, "stranger")
+    lines = (
+        *(f"certfile {server.certificate}", f"keyfile {server.key}"),
+        *(f"cafile {authority.certificate}", "require_certificate true"),
+    )
+    (tmp_path / "secret").write_text("k3y-s3cret\n")
+    broker = configured_broker(tmp_path, "\n".join(lines))
+    url = f"mqtts://localhost:{broker.port}"
+    who = ("--certificate", ours.certificate, "--key", ours.key)
+    opened = (*who, "--key-password-file", tmp_path / "secret")
+    try:
+        process = listen(url, "--ca", authority.certificate, *opened, "--jsonl", "--count", 2)
+        connected(process)
+        files = (authority.certificate, ours.certificate, ours.key)
+        send(broker.port, *inspections(1, 2), tls=Tls(*map(str, files), "k3y-s3cret"))
+        status, out, said = ended(process)
+        assert (status, len(out.splitlines())) == (0, 2)
+        assert "s3cret" not in said
+        # Whoever is not who they should be: the broker to us, we to the broker.
+        for words, wrong in (
+            (("--ca", stranger.certificate, *opened), "certificate"),
+            (("--ca", authority.certificate, "--timeout", 3), "certificate"),
+            (("--ca", authority.certificate, *who), "password"),
+        ):
+            status, out, said = ended(listen(url, *words, "--count", 1))
+            assert status in (2, 3), words
+            assert out == ""
+            assert wrong in said
+    finally:
+        broker.stop()
+
+
+def test_pictures_and_commands_are_shown_and_saved_under_safe_names(broker, tmp_path):
+    hostile = Picture(
+        station=STATION, inspection_id="../../e1-1\n", shows="image", data=b"x", media_type="a/b"
+    )
+    heat_map, none = (example.message for example in EXAMPLES["picture"])
+    messages = [
+        (topic_of(heat_map.station, "picture"), encode(heat_map)),
+        (topic_of(none.station, "picture"), encode(none)),
+        (topic_of(STATION, "picture"), encode(hostile)),
+        (topic_of(STATION, "command"), encode(Command(request_id="r", inspection_id="e1-1"))),
+        *inspections(1),
+    ]
+    folder = tmp_path / "deep" / "pictures"
+    process = connected(listen(broker.url, "--jsonl", "--count", 1, "--pictures", folder))
+    plain = connected(listen(broker.url, "--count", 1))
+    send(broker.port, *messages)
+    status, out, said = ended(process)
+    assert status == 0
+    assert "2 pictures saved" in said
+    assert "3 pictures" in said
+    lines = [json.loads(line) for line in out.splitlines()]
+    kinds = ["picture", "picture", "picture", "command", "inspection"]
+    assert [line["kind"] for line in lines] == kinds
+    assert lines[3]["station"]["station"] == "s1", "which its message does not say"
+    assert [line.get("data", "") for line in lines] == [""] * 5
+    assert [line.get("data_bytes") for line in lines[:3]] == [len(heat_map.data), 0, 1]
+    files = [line.get("file") for line in lines[:3]]
+    assert files[1] is None
+    place = folder / "plant-1" / "machining" / "line-3" / "spindle-check"
+    assert files[0] == str(place / f"{heat_map.inspection_id}.heat_map.png")
+    assert (place / f"{heat_map.inspection_id}.heat_map.png").read_bytes() == heat_map.data
+    saved = [path for path in tmp_path.rglob("*") if path.is_file() and "broker" not in path.parts]
+    assert sorted(map(str, saved)) == sorted([files[0], files[2]]), "nothing outside, no rest"
+    status, out, _ = ended(plain)
+    assert "heat_map of" in out
+    assert "[not kept: a plain pass]" in out
+    assert "is asked for image and heat_map of e1-1" in out
+
+
+@pytest.mark.parametrize(
+    "text", ["..", ".", "a/b", "a\\b", "", "\0", "ä", "x" * 201, ".hidden", "-rf"]
+)
+def test_name_from_the_network_is_one_safe_part_of_a_path(text, tmp_path):
+    name = safe_name(text)
+    assert (tmp_path / name).parent == tmp_path
+    (tmp_path / name).write_bytes(b"")
+    assert name != text
+    assert name.isascii()
+    assert name[0] not in ".-"
+    assert name != safe_name(text + "x"), "two names do not fall together"
+
+
+def test_pictures_end_at_their_limit_and_a_full_disk_is_said(tmp_path):
+    folder = PictureFolder(tmp_path / "pictures", limit_bytes=20_000)
+    pictures = [
+        Picture(station=STATION, inspection_id=f"i{n}", shows="image", data=bytes(1_000))
+        for n in range(10)
+    ]
+    assert [folder.save(picture) is not None for picture in pictures] == [True] * 3 + [False] * 7
+    assert (folder.saved, folder.over_limit) == (3, 7)
+    tiny = [msgspec.structs.replace(picture, data=b"x") for picture in pictures]
+    assert [folder.save(picture) is not None for picture in tiny].count(True) == 1, "blocks count"
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EdgeError):
+        PictureFolder(tmp_path / "file", 1 << 20).save(pictures[0])
+
+
+def test_flood_of_anything_is_counted_and_survived(broker):
+    process = connected(listen(broker.url, "--jsonl", "--count", 3))
+    junk = [b"", b"\xff" * 100, b"{}", b"[" * 50_000, b'{"schema":1}', b"\0" * 70_000]
+    places = [f"{ROOT}/a/b/c/d/{kind}" for kind in ("inspection", "health", "order", "picture")]
+    flood = [(place, payload) for place in places for payload in junk] * 20
+    flood += [(f"{ROOT}/a/b/c/s{n}/inspection", b"{}") for n in range(500)]
+    for number in range(1, 4):
+        send(broker.port, *flood, *inspections(number))
+    status, out, said = ended(process)
+    assert status == 0
+    assert len(out.splitlines()) == 3
+    assert f"{3 * len(flood)} payloads not understood" in said
+    assert "3 inspections of 1 stations; 0 came twice, 0 missing" in said
+
+
+@needs_mosquitto
+def test_message_larger_than_any_of_ours_does_not_reach_the_listener(broker):
+    process = connected(listen(broker.url, "--jsonl", "--count", 1))
+    send(broker.port, (topic_of(STATION, "picture"), bytes(5 << 20)), *inspections(1))
+    status, out, said = ended(process)
+    assert (status, len(out.splitlines())) == (0, 1)
+    assert "0 payloads not understood" in said, "the broker keeps it from us"

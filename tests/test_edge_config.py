@@ -1,5 +1,7 @@
 """Files written by people: strict reading, and overrides from the command line."""
 
+from typing import Literal
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -102,3 +104,40 @@ def test_any_override_is_taken_or_refused_in_words(text):
         struct_from_table({"name": "x"}, Recipe, where="test", overrides=(text,))
     except InputError as error:
         assert ": expected " in str(error)  # noqa: PT017 - either outcome is right
+
+
+class Camera(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: Literal["grey", "colour"] = "grey"
+    gains: tuple[float, ...] = ()
+
+
+class Station(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    cameras: dict[str, Camera] = {}
+    spare: Camera | None = None
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"cameras": {"left": {"knd": 1}}}, "unknown key 'cameras.left.knd'. Did you mean 'kind'?"),
+        (
+            {"cameras": {"left": {}, "right": {"kind": "color"}}},
+            "one of grey, colour for cameras.right.kind, found 'color'. Did you mean 'colour'?",
+        ),
+        ({"spare": {"kind": "gray"}}, "for spare.kind, found 'gray'. Did you mean 'grey'?"),
+        ({"spare": {"kind": 5}}, "string for spare.kind, found 5"),
+        ({"cameras": {"a": {"gains": [1, "x"]}}}, "float for cameras.a.gains[1], found 'x'"),
+        ({"cameras": {"a": {"gains": 5}}}, "list for cameras.a.gains, found 5"),
+        ({"cameras": {"a": 5}}, "table for cameras.a, found 5"),
+        ({"cameras": 5}, "table for cameras, found 5"),
+    ],
+)
+def test_tables_by_name_are_read_as_strictly_as_others(table, said):
+    with pytest.raises(InputError) as refused:
+        struct_from_table(table, Station, where="test")
+    assert said in str(refused.value)
+
+
+def test_tables_by_name_are_read():
+    station = struct_from_table({"cameras": {"a": {"kind": "colour"}}}, Station, where="test")
+    assert station.cameras == {"a": Camera("colour")}

@@ -11,7 +11,7 @@ from export_stand_in import (
     trained_student,
 )
 
-from device_agents.engine import engine_from_onnx
+from device_agents.inspector.engine import engine_from_onnx
 from edge.prepare import model_inputs
 from export.onnx_graph import fp32_onnx_from_student, tensor_problems
 

@@ -12,7 +12,7 @@ from export_stand_in import (
     write_small_recording,
 )
 
-from device_agents.engine import engine_from_onnx
+from device_agents.inspector.engine import engine_from_onnx
 from edge.errors import AnswerIsNo, InputError
 from edge.verdict import verdict_of
 from export.judge import Judged, judged_by

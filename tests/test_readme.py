@@ -6,9 +6,11 @@ import shlex
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from device_agents.station import StationFile
+from device_agents.counters import LOSSES
+from device_agents.station import Broker, Source, StationFile
 from edge.cli.main import COMMANDS, _parser_for
 from edge.config import struct_from_table
 
@@ -19,16 +21,17 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MANUAL = (ROOT / "device_agents" / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("edge", "distill", "export", "device_agents")
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def code_blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def edge_lines() -> list[str]:
-    """Every `edge ...` line of the README's shell blocks, without its comment."""
-    lines = [line for block in code_blocks("sh") for line in block.splitlines()]
+def edge_lines(text: str = README) -> list[str]:
+    """Every `edge ...` line of the text's shell blocks, without its comment."""
+    lines = [line for block in code_blocks("sh", text) for line in block.splitlines()]
     return [line.split("  #")[0].strip() for line in lines if line.startswith("edge ")]
 
 
@@ -53,7 +56,7 @@ def test_every_module_stands_in_the_readme_with_its_own_first_line():
     assert module_lines() == documented_modules()
 
 
-@pytest.mark.parametrize("line", edge_lines())
+@pytest.mark.parametrize("line", edge_lines() + edge_lines(MANUAL))
 def test_readme_command_is_accepted_by_the_parser(line):
     words = shlex.split(line)[1:]
     parser, module = _parser_for(words[0])
@@ -81,8 +84,20 @@ def test_readme_station_file_is_one_that_the_agents_read(block):
     assert station.station.station
 
 
+@pytest.mark.parametrize("block", code_blocks("toml", MANUAL))
+def test_every_key_of_the_stations_readme_is_one_that_the_agents_read(block):
+    tables = {"source": Source, "broker": Broker}
+    for name, keys in tomllib.loads(block).items():
+        assert keys.keys() <= {field.name for field in msgspec.structs.fields(tables[name])}
+
+
+def test_the_stations_readme_explains_every_loss():
+    table = MANUAL.split("<!-- losses")[1].split("<!-- /losses")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, flags=re.MULTILINE)) == LOSSES
+
+
 def test_no_placeholder_was_left_standing():
-    assert not re.findall(r"@[A-Z]+@|TODO|FIXME|TBD", README)
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME|TBD", README + MANUAL)
     assert "synthetic pairing" in README
 
 

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from device_agents.cameras.recording import Schedule, what_is_wrong
+from device_agents.parts import Reading
 from edge.errors import InputError
 from edge.recording.format import Recording, SampleRow, read_readings
 from edge.sample import Window
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the sensors have to say about a moment. `window` is None where there is nothing."""
-
-    window: Window | None
-    fault: str = ""  # why there is no window, where something was wrong with it
 
 
 class RecordingSensors:

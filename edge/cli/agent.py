@@ -13,8 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define `edge agent`."""
     parser.add_argument(
         "agent",
-        choices=("inspector", "publisher"),
-        help="inspector: source to outbox; publisher: outbox to broker",
+        choices=("inspector", "publisher", "monitor"),
+        help="inspector: sources to outbox; publisher: outbox to broker; "
+        "monitor: the device's state and metrics",
     )
     parser.add_argument("--station", type=Path, required=True, help="the station file (TOML)")
 
@@ -27,19 +28,25 @@ def run(arguments: argparse.Namespace) -> int:
     log_to_stderr()
     stop = stop_on_signals()
     if arguments.agent == "inspector":
-        from device_agents.inspector import run_inspector
+        from device_agents.inspector.loop import run_inspector
 
         _say(
-            f"inspector of {station.station}: {station.source.recording} through "
+            f"inspector of {station.station}: {', '.join(station.all_sources())} through "
             f"{station.model.bundle} into {station.outbox.path}"
         )
         run_inspector(station, stop)
-    else:
-        from device_agents.publisher import run_publisher
+    elif arguments.agent == "monitor":
+        from device_agents.monitor.loop import run_monitor
 
+        _say(f"monitor of {station.station}: every {station.monitor.every_s:g} s")
+        run_monitor(station, stop)
+    else:
+        from device_agents.publisher.loop import run_publisher
+
+        scheme = "mqtt" if station.broker.ca_file is None else "mqtts"
         _say(
             f"publisher of {station.station}: {station.outbox.path} to "
-            f"mqtt://{station.broker.host}:{station.broker.port}"
+            f"{scheme}://{station.broker.host}:{station.broker.port}"
         )
         run_publisher(station, stop)
     return 0

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{arguments.model} on {arguments.recording}, split '{arguments.split}'")
         print("\n".join(_table(evaluation, spec)))
+        print(_reference_line(arguments.model))
     if arguments.picture is not None:
         _draw(measured, recording, evaluation.threshold, arguments)
     for remark in remarks_on(evaluation, spec):
@@ -66,12 +67,22 @@ def _scorer_at(folder: Path) -> Scorer:
     from edge.bundle import MANIFEST_FILE, Bundle
 
     if (folder / MANIFEST_FILE).is_file():
-        from device_agents.engine import engine_from_bundle
+        from device_agents.inspector.engine import engine_from_bundle
 
         return engine_from_bundle(Bundle.open(folder))
     from distill.checkpoint import scorer_from_run
 
     return scorer_from_run(folder)
+
+
+def _reference_line(folder: Path) -> str:
+    """Say what the device will see drift by."""
+    from edge.bundle import MANIFEST_FILE, Bundle
+
+    if not (folder / MANIFEST_FILE).is_file():
+        return "reference for drift: a run has none, `edge export` measures it"
+    reference = Bundle.open(folder).manifest.reference
+    return f"reference for drift: {reference or 'none, the device sees no drift by this bundle'}"
 
 
 def _draw(

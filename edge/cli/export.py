@@ -18,6 +18,7 @@ from edge.recording.format import Recording, SampleRow
 
 if TYPE_CHECKING:
     from distill.student import Student
+    from edge.reference import Reference
     from edge.scorer import Scorer
     from export.calibration import CalibrationSet
     from export.judge import Judged
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _step("Reading the run and the calibration recording"):
         import torch
 
-        from device_agents.engine import default_threads
+        from device_agents.inspector.engine import default_threads
         from distill.checkpoint import RECORD_FILE, read_record, student_from_run
         from export.calibration import calibration_set
         from export.golden import write_golden
@@ -90,8 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
         int8_nodes = _write_models(folder, student, calibration, arguments.int8_convolutions)
         with _scorers(folder, student, calibration) as scorers:
             judged, parity = _proven(scorers, recording, rows)
-            golden = write_golden(folder, recording, rows, scorers[ONNX_INT8], judged[ONNX_INT8])
-        proof = Proof(parity, _compiled(folder, int8_nodes), golden)
+            int8 = scorers[ONNX_INT8]
+            golden = write_golden(folder, recording, rows, int8, judged[ONNX_INT8])
+            reference = _reference(int8, recording, rows)
+        proof = Proof(parity, _compiled(folder, int8_nodes), golden, reference)
         provenance = provenance_of(
             checkpoint_digest=digest_of_file(arguments.run / RECORD_FILE),
             training_digest=record.recording_digest,
@@ -128,7 +131,7 @@ def _scorers(
     folder: Path, student: Student, calibration: CalibrationSet
 ) -> Iterator[dict[str, Scorer]]:
     """Yield the checkpoint and both ONNX files, by the names that parity gives them."""
-    from device_agents.engine import engine_from_onnx
+    from device_agents.inspector.engine import engine_from_onnx
     from distill.checkpoint import StudentScorer
     from export.parity import CHECKPOINT, ONNX_FP32, ONNX_INT8
 
@@ -157,6 +160,15 @@ def _proven(
             check_budget(parity, budget, judged[CHECKPOINT], judged[form])
             proven.append(parity)
     return judged, tuple(proven)
+
+
+def _reference(int8: Scorer, recording: Recording, rows: Sequence[SampleRow]) -> Reference | None:
+    """Measure what held-out normal parts look like, for the device to see drift by."""
+    from export.reference import reference_of
+
+    title = "Measuring the reference on normal parts"
+    with _step(title):
+        return reference_of(int8, recording, Progress(title)(rows))
 
 
 def _compiled(folder: Path, int8_nodes: Sequence[str]) -> tuple[CompileCheck, ...]:
@@ -192,6 +204,8 @@ def _show(manifest: Manifest, out: Path) -> None:
     remarks = {check.remark for check in checks.values() if check.status == "passed"}
     for remark in sorted(remarks, key=len)[-1:]:
         console.print(remark + ".", style="dim", highlight=False)
+    reference = manifest.reference or "none: no normal part was held out, so no drift is seen"
+    console.print(f"Reference: {reference}", highlight=False)
     console.print(f"Bundle: {out}", highlight=False)
     console.print(f"Next: edge verify {out}", highlight=False)
 

@@ -1,4 +1,4 @@
-"""`edge import`: make a recording from an image folder or from a folder in the MVTec AD layout."""
+"""`edge import`: make a recording from an image folder, the MVTec AD layout, or kept pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `edge import folder` and `edge import mvtec`."""
+    """Declare `edge import folder`, `edge import mvtec` and `edge import kept`."""
     kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True)
     folder = kinds.add_parser(
         "folder", help="a folder with metadata.csv, .jsonl or .parquet, a row per sample"
@@ -23,10 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     folder.add_argument("--ok", metavar="LABEL", help="the normal class (default: ok, else good)")
     _add_common(kinds.add_parser("mvtec", help="train/good, test/<defect>, ground_truth/<defect>"))
+    _add_common(
+        kinds.add_parser(
+            "kept", help="the pictures that a station kept (OUTBOX.pictures), to relabel"
+        )
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Import, then say what came and what is odd about it."""
+    from device_agents.outbox.kept_recording import advice_for, recording_of_kept
     from edge.artefact import new_folder
     from edge.cli.progress import Progress
     from edge.cli.survey_text import oddity_lines
@@ -43,6 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
             channels = channels_from_texts(arguments.sensor)
             order = FolderImport(source, channels, arguments.ok, checked_rate(arguments.rate))
             recording, remarks = import_folder(order, partial, copying)
+        elif arguments.kind == "kept":
+            rate = checked_rate(arguments.rate)
+            recording, remarks = recording_of_kept(source, partial, rate, copying)
         else:
             recording, remarks = import_mvtec(
                 source, partial, checked_rate(arguments.rate), copying
@@ -54,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     for line in oddity_lines(survey, limit=0):
         print(line)
     print(f"Look at it with: edge recordings show {out}")
+    if arguments.kind == "kept":
+        print(advice_for(recording, out))
     return 0
 
 

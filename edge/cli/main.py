@@ -18,7 +18,12 @@ from edge.errors import EdgeError, MachineError
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 OWN_PACKAGES = ("edge", "distill", "export", "device_agents")
-DEVICE_PACKAGES = ("onnxruntime", "paho", "rich")  # what the extra `device` brings
+DEVICE_PACKAGES = (
+    "onnxruntime",
+    "paho",
+    "prometheus_client",
+    "rich",
+)  # what the extra `device` brings
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,11 @@ COMMANDS = (
     Command("export", "export", "turn a run into an INT8 bundle, with proof of parity"),
     Command("verify", "verify", "check a bundle: digests, sizes, golden samples"),
     Command("replay", "replay", "walk a recording through the device's path, print inspections"),
-    Command("agent", "agent", "run one of the station's agents: inspector or publisher"),
+    Command("agent", "agent", "run one of the station's agents: inspector, publisher or monitor"),
     Command("listen", "listen", "show what stations report over MQTT"),
+    Command("schema", "schema", "write what stations say as JSON Schema and AsyncAPI files"),
+    Command("units", "units", "write systemd units, alert rules and a dashboard for a station"),
+    Command("doctor", "doctor", "check each part of a station, and say the next step"),
     Command("demo", "demo", "run the whole line once on a simulated recording"),
 )
 
@@ -54,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     # torch's idle threads spin by default; where other programs share the cores, that makes it
     # many times slower (seen: 85 s instead of 10). It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime calls nobody, see `engine`
     parser, module_name = _parser_for(words[0] if words else None)
     arguments = parser.parse_args(words)
     if module_name is None:

@@ -36,9 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     from itertools import islice
     from threading import Event
 
-    from device_agents.engine import engine_from_bundle
-    from device_agents.inspector import Identity, Judge, inspection_of
-    from device_agents.playback import Playback
+    from device_agents.inspector.engine import engine_from_bundle
+    from device_agents.inspector.frame_queue import Part
+    from device_agents.inspector.judge import Identity, inspection_of, judge_of
+    from device_agents.inspector.playback import Playback
     from device_agents.station import Source
     from edge.bundle import Bundle
     from edge.messages import encode
@@ -52,18 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     with engine_from_bundle(
         bundle, arguments.provider, form=arguments.form, threads=arguments.threads
     ) as engine:
-        judge = Judge(
-            engine,
-            engine_name=engine.name,
-            bundle_digest=bundle.digest,
-            tolerance_ms=playback.tolerance_ms,
-        )
+        judge = judge_of(bundle, engine)
         pace = f"{playback.parts_per_second:g} parts/s" if arguments.realtime else "full speed"
         print(f"{len(playback)} parts at {pace} through {engine.name}", file=sys.stderr)
         parts = islice(playback.parts(Event()), arguments.limit)
         for sequence, (shot, reading) in enumerate(parts, start=1):
             who = Identity(desk, epoch, sequence)
-            inspection = inspection_of(shot, judge.judge(shot, reading), judge, who)
+            part = Part(shot, reading, playback.tolerance_ms, playback.period_ms)
+            inspection = inspection_of(shot, judge.judge([part])[0], judge, who)
             tally.take(inspection)
             print(encode(inspection).decode() if arguments.jsonl else line_of(inspection))
     print(tally.text(), file=sys.stderr)

@@ -51,7 +51,7 @@ def _opened(folder: Path) -> Bundle:
 
 def _model_problems(bundle: Bundle, file_problems: list[str]) -> list[str]:
     """Load both forms, which holds their tensors against the spec, and score the golden samples."""
-    from device_agents.engine import FORMS, engine_from_bundle
+    from device_agents.inspector.engine import FORMS, engine_from_bundle
     from export.golden import SCORE_TOLERANCE, golden_problems
 
     problems = []

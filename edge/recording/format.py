@@ -151,17 +151,18 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                upright = ImageOps.exif_transpose(picture)
+                # In place, and no conversion of what is RGB: each is a copy of a large frame.
+                ImageOps.exif_transpose(picture, in_place=True)
     except FileNotFoundError:
         raise _unreadable(path, "nothing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning) as error:
         raise _unreadable(path, str(error)) from None
     except Image.DecompressionBombError as error:
         raise _unreadable(path, str(error)) from None
-    if upright.mode.startswith("I"):
-        grey = np.asarray(upright, dtype=np.uint32) >> 8
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture, dtype=np.uint32) >> 8
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    return np.asarray(upright.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def read_readings(path: Path, channels: tuple[Channel, ...]) -> NDArray[np.float32]:

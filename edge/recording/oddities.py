@@ -6,7 +6,6 @@ says what was found, with the figure that made it odd.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_low
@@ -15,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.readings import longest_run, stuck_from
 from edge.recording.format import SampleRow
 from edge.sample import Channel
 
@@ -38,8 +38,6 @@ KINDS = (  # in the order in which they are shown: what spoils a measurement fir
     "missing split",
     "tiny class",
 )
-STUCK_SHARE = 0.05  # of a window: longer without any change counts as stuck
-STUCK_READINGS = 16  # and at least so many, for short windows
 SIZE_FACTOR = 2.0  # a side this many times the median side, or less than its inverse
 TINY_CLASS = 10  # samples: fewer say little about a class
 EXPECTED_SPLITS = ("train", "val", "test")
@@ -89,8 +87,8 @@ class StuckStretches:
         self._windows += 1
         readings = values_CT.shape[1]
         for channel, values in zip(self._channels, values_CT, strict=True):
-            longest = _longest_run(values)
-            if max(STUCK_READINGS, math.ceil(STUCK_SHARE * readings)) <= longest < readings:
+            longest = longest_run(values)
+            if stuck_from(readings) <= longest < readings:
                 detail = f"{row.sensor}: {channel.name} unchanged for {longest} of {readings}"
                 self._found[channel.name].append(
                     Oddity("stuck channel", f"{detail} readings", (row.sample_id,))
@@ -177,9 +175,3 @@ def _grouped(rows: Sequence[SampleRow], column: str) -> dict[str, list[SampleRow
 
 def _ids(rows: Sequence[SampleRow]) -> tuple[str, ...]:
     return tuple(row.sample_id for row in rows)
-
-
-def _longest_run(values: NDArray[np.float32]) -> int:
-    """Return the length of the longest stretch of equal readings."""
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    return int(np.diff(np.concatenate(([0], changes, [len(values)]))).max())

@@ -1,0 +1,1 @@
+"""The inspector: from a shot to a durable record, in threads of one process."""

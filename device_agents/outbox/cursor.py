@@ -1,0 +1,54 @@
+"""The publisher's cursor: how far the broker has acknowledged. A small file beside the outbox.
+
+The outbox has one writer, the inspector. What the publisher must remember over a crash stands in
+this file of its own, replaced atomically; the inspector reads it and deletes what it covers.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+_LARGEST = 2**53  # beyond it JSON readers round: no number of ours gets there
+
+
+class Cursor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every record of `station_epoch` up to `acknowledged` needs no sending any more."""
+
+    station_epoch: str
+    acknowledged: int
+    counters: dict[str, int]  # the publisher's own, which grow within one epoch
+
+
+def cursor_path_of(outbox: Path) -> Path:
+    """Return where the cursor of an outbox lies."""
+    return outbox.with_name(outbox.name + ".cursor")
+
+
+def read_cursor(outbox: Path, station_epoch: str) -> Cursor:
+    """Return the cursor of this epoch, or one at 0: then all is sent again, and nothing lost.
+
+    A file that is missing, broken, or of another epoch counts as none.
+    """
+    none_yet = Cursor(station_epoch, 0, {})
+    try:
+        cursor = msgspec.json.decode(cursor_path_of(outbox).read_bytes(), type=Cursor)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return none_yet
+    if cursor.station_epoch != station_epoch or not 0 <= cursor.acknowledged <= _LARGEST:
+        return none_yet
+    return cursor
+
+
+def write_cursor(outbox: Path, cursor: Cursor) -> None:
+    """Replace the cursor file; durable when this returns. Raises OSError (a full disk)."""
+    path = cursor_path_of(outbox)
+    # One fixed name for the new file: a killed publisher leaves one behind at most.
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.write(msgspec.json.encode(cursor))
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
