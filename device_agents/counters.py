@@ -20,7 +20,7 @@ LOSSES = {
     "lost_disk": "records that the disk did not take",
     "dropped_pass": "records of passed parts dropped from a full outbox",
     "dropped_defect": "records of failed or invalid parts dropped from a full outbox",
-    "lost_outbox": "records not sent yet in an outbox that broke or was deleted; with lost_disk",
+    "lost_outbox": "records not sent yet, at most, in an outbox that broke or was deleted",
     "outbox_set_aside": "times that a new outbox and epoch replaced a broken or lost one",
     "quarantined": "records that the broker refuses for good, put beside the outbox",
     "damaged": "records that the outbox has and that no one can read",

@@ -46,6 +46,7 @@ class PartSource(Protocol):
 
     name: str
     tolerance_ms: float
+    silent_after_s: float  # no part for so long is a failure; the longest pause of the line
 
     @property
     def parts_per_second(self) -> float | None:

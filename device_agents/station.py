@@ -37,7 +37,9 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Of a camera or a pipeline.
     width: Count | None = None  # pixels; None: what the camera gives by default. A V4L2 camera
     height: Count | None = None  # must have that mode; a pipeline's frames are scaled to it
-    frames_per_second: Positive | None = None  # a pipeline's surplus frames are left out
+    # A pipeline's surplus frames are left out, and a lower rate is reported. Leave it out for a
+    # camera that waits for triggers.
+    frames_per_second: Positive | None = None
     delay_ms: NotNegative = 0.0  # from exposure to the frame in memory, taken off its time stamp
     stalled_after_s: Positive = 5.0  # no frame or reading for so long is a failure; a camera that
     # waits for triggers needs the longest pause of the line
@@ -54,7 +56,9 @@ class Loop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the inspector spends its time."""
 
     queue: Count = 8  # frames that may wait to be inspected, all sources together
-    deadline_ms: NotNegative = 5.0  # how long a frame waits for a batch to fill; batch 1: no wait
+    deadline_ms: NotNegative = (
+        5.0  # how long a frame waits here for a batch to fill; batch 1: no wait
+    )
     budget_ms: Positive = 100.0  # frame in memory to record on disk; above it is `over_budget`
 
 
@@ -69,8 +73,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bundle, and what runs it."""
 
     bundle: str  # folder
-    form: str = "int8"  # "int8" or "fp32": which of the bundle's ONNX files
-    provider: str = "cpu"
+    form: Literal["int8", "fp32"] = "int8"  # which of the bundle's ONNX files
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     threads: Count | None = None  # None: one core fewer than this process may use
 
 
@@ -79,7 +83,9 @@ class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str = "outbox.sqlite"
     max_rows: Count = 500_000
-    max_bytes: Count = 512 << 20  # of pages on disk, SQLite's own included; the journal on top
+    max_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = (
+        512 << 20
+    )  # of pages on disk, SQLite's own included; the journal on top
 
 
 class Pictures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,8 +110,9 @@ class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     health_every_s: Positive = 5.0
     max_messages_per_second: Positive | None = None  # None: as fast as the broker acknowledges
     # After a lost connection, and after a restart of ours, what was acknowledged in the last so
-    # many seconds is sent again: a broker killed meanwhile may have forgotten it. Mosquitto: its
-    # autosave_interval and two seconds. Consumers drop by id what they have.
+    # many seconds before the broker was last heard is sent again: killed, or its power gone, it
+    # may have forgotten it. Mosquitto: its autosave_interval and two seconds. Consumers drop by id
+    # what they have. An idle station hears the broker at each keepalive only.
     resend_s: NotNegative = 0.0
     # TLS, where `ca_file` is given; with `certificate_file` and `key_file` the broker may also
     # check who we are (mutual TLS). Port 8883 is the usual one.

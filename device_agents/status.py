@@ -1,13 +1,19 @@
-"""What one agent tells the others of itself: a small file beside the outbox, replaced as a whole.
+"""What one agent tells the others of itself: a small file beside the outbox, written in place.
 
 The agents are processes of their own; none waits for another. The inspector and the publisher
 write how they are doing about once a second; the monitor adds the machine and writes the whole
 `Health`; the publisher sends it. A file that is not there, not whole, or older than `fresh_s` is
-no status: its writer is stopped or stuck.
+no status: its writer is gone or stuck. Only "stopped" and "failed" are an agent's last words, and
+stay true until it is started again.
+
+The file has room for more than is ever said and is written over, never made anew: a full disk must
+not keep the inspector from saying that the disk is full.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +28,9 @@ _NAMES: dict[type, str] = {
     PublisherHealth: "publisher",
     Health: "health",
 }
+_ROOM_BYTES = 32 << 10  # a Health with every counter and many sources has about 6 KiB
+_READS = 3  # of a file that is just being written
+_LAST_WORDS = ("stopped", "failed")
 
 
 def status_path_of(outbox: Path, kind: type) -> Path:
@@ -30,23 +39,34 @@ def status_path_of(outbox: Path, kind: type) -> Path:
 
 
 def write_status(outbox: Path, status: InspectorHealth | PublisherHealth | Health) -> None:
-    """Replace the status file. Not made durable: after a power cut it means nothing anyway.
+    """Write over the status file. Not made durable: after a power cut it means nothing anyway.
 
-    Raises OSError (a full disk); the caller counts it and goes on.
+    Raises OSError where the file cannot even be made; the caller counts it and goes on.
     """
-    path = status_path_of(outbox, type(status))
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_bytes(msgspec.json.encode(status))
-    fresh.replace(path)
+    # JSON may end in blanks. One write of the whole file: a reader between two pages of it finds
+    # what cannot be read, and reads again (`read_status`).
+    content = msgspec.json.encode(status).ljust(_ROOM_BYTES)
+    file = os.open(status_path_of(outbox, type(status)), os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(file, content, 0)
+        os.ftruncate(file, len(content))
+    finally:
+        os.close(file)
 
 
 def read_status(outbox: Path, kind: type[S], *, fresh_s: float) -> S | None:
     """Return the status, or None: not there, not readable, or written over `fresh_s` ago."""
     path = status_path_of(outbox, kind)
-    try:
-        # A clock that jumps makes a status look stale for one period, never fresh for ever.
-        if abs(time.time() - path.stat().st_mtime) > fresh_s:
+    for _ in range(_READS):
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # A clock that jumps makes a status look stale for one period, never fresh for ever.
+            is_fresh = abs(time.time() - path.stat().st_mtime) <= fresh_s
+            status = msgspec.json.decode(path.read_bytes(), type=kind)
+            return status if is_fresh or _is_last_word(status) else None
+        if not path.exists():
             return None
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    return None
+
+
+def _is_last_word(status: InspectorHealth | PublisherHealth | Health) -> bool:
+    return not isinstance(status, Health) and status.state in _LAST_WORDS

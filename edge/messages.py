@@ -55,9 +55,9 @@ Drift = Annotated[
 class Timings(msgspec.Struct, frozen=True):
     """Milliseconds that one inspection spent in each room of the device."""
 
-    prepare_ms: Annotated[float, means("Crop, resize and copy.")]
-    infer_ms: Annotated[float, means("The model's own time.")]
-    total_ms: Annotated[float, means("From the paired sample to the verdict.")]
+    prepare_ms: Annotated[float, means("Pairing with the readings, crop, resize and copy.")]
+    infer_ms: Annotated[float, means("The model's time; of a batch, the whole batch's.")]
+    total_ms: Annotated[float, means("From the start of the work on it to the verdict.")]
     wait_ms: Annotated[float, means("From the frame in memory to the start of the work on it.")] = (
         0.0
     )
@@ -157,13 +157,13 @@ class PublisherHealth(msgspec.Struct, frozen=True, kw_only=True):
     """How the way to the broker is doing."""
 
     state: Literal["connected", "away", "stopped"]
-    reason: Annotated[str, means("Why it is away.")] = ""
+    reason: Annotated[str, means("Why it is away, or what holds it up.")] = ""
     since: Annotated[Utc | None, means("When it entered this state, in UTC.")] = None
     acknowledged: Annotated[Count, means("Sequence up to which the broker has everything.")] = 0
 
 
 class MachineHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """What the device's own sensors say. Every field is left out where nothing tells it."""
+    """What the device's own sensors say. A field is null or empty where nothing tells it."""
 
     read_from: Annotated[str, means("`jtop` or `sysfs`.")]
     reason: Annotated[str, means("Why not jtop though asked for, or what does not answer.")] = ""
@@ -196,8 +196,13 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     station_epoch: Epoch
     sent_at: Annotated[Utc, means("In UTC.")]
     outbox_depth: Annotated[Count, means("Inspections that wait for the broker.")]
-    counters: Annotated[dict[str, Count], means("What was counted, every loss among it, by name.")]
-    inspector: Annotated[InspectorHealth | None, means("Null where it never ran.")] = None
+    counters: Annotated[
+        dict[str, Count],
+        means("What was counted, every loss among it, by name; one that never rose is left out."),
+    ]
+    inspector: Annotated[InspectorHealth | None, means("Null where it gives no sign of life.")] = (
+        None
+    )
     publisher: PublisherHealth | None = None
     machine: Annotated[MachineHealth | None, means("Null where no monitor runs.")] = None
     schema: SchemaNumber = SCHEMA

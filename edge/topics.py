@@ -35,6 +35,7 @@ DELIVERIES = {
     "picture": Delivery(qos=1, retain=False),
     "command": Delivery(qos=1, retain=False, to_station=True),
 }
+DOCTOR = "doctor"  # the level on which `edge doctor` tries whether a station may publish
 KINDS = tuple(DELIVERIES)
 
 # MQTT 5, 1.5.4 and 4.7. Brokers close the connection on control characters and non-characters.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from device_agents.inspector.drift import EVERY, LEAST, WINDOW, Drift
-from device_agents.inspector.pairing import Paired
+from device_agents.pairing.pair import Paired
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
 from edge.reference import (
     FrameReference,

@@ -30,7 +30,7 @@ from small_station import (
     write_station,
 )
 
-from device_agents.inspector import capture, watch
+from device_agents.inspector import watch
 from device_agents.inspector.engine import engine_from_onnx
 from device_agents.inspector.judge import Judge
 from device_agents.inspector.loop import Inspector, run_inspector
@@ -68,6 +68,8 @@ class Brightness:
 
 class Parts:
     """A source of grey squares: `levels` at a rate; an exception among them is raised."""
+
+    silent_after_s = 10.0
 
     def __init__(self, levels, *, name="main", rate=None, asked=None, triggered=True) -> None:
         self.name = name
@@ -191,10 +193,10 @@ def test_driver_error_of_any_kind_is_the_source_failing_not_the_loop(tmp_path):
     assert {i.source for i in line.inspections()} == {"odd", "main"}
 
 
-def test_source_that_gives_nothing_more_is_named_silent(tmp_path, monkeypatch):
-    monkeypatch.setattr(capture, "SILENT_S", 0.3)
-
+def test_source_that_gives_nothing_more_is_named_silent(tmp_path):
     class Frozen(Parts):
+        silent_after_s = 0.3
+
         def parts(self, stop):
             yield next(super().parts(stop))
             stop.wait(60)

@@ -106,7 +106,9 @@ def test_full_outbox_drops_the_oldest_pass_first_and_no_defect_before_the_last_p
         assert kept(path) == [1, 3, 4, 5]
         fill(outbox, "i")  # pushes out 4, the last pass
         assert kept(path) == [1, 3, 5, 6]
-        fill(outbox, "p")  # has no pass to push out: is not kept itself
+        # It has no pass to push out: is not kept itself, and is told apart from what is.
+        assert not outbox.append(inspection_for(outbox, "pass"))
+        assert outbox.fault == "", "nothing is wrong with the disk"
         assert kept(path) == [1, 3, 5, 6]
         assert outbox.counters == {"dropped_pass": 3}
         fill(outbox, "f")  # only now the oldest defect goes
@@ -126,7 +128,9 @@ def test_the_file_stays_within_its_bytes_whatever_the_mixture(tmp_path):
                 decision = "fail" if draw.random() < 0.3 else "pass"
                 record = inspection_for(outbox, decision, reason="x" * draw.randrange(3_000))
                 group.append(msgspec.structs.replace(record, sequence=sequence))
-            assert all(outbox.append_all(group))
+            first, stored = outbox.next_sequence, outbox.append_all(group)
+            here = set(kept(path))
+            assert stored == [number in here for number in range(first, first + 25)]
         outbox._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert path.stat().st_size <= most + 16 * 4096
         assert path.stat().st_size > most * 0.7, "and uses what it may"
@@ -380,5 +384,80 @@ def test_outbox_that_fell_behind_its_cursor_uses_no_number_below_it(tmp_path):
     with opened(path) as outbox:
         fill(outbox, "pp")
         write_cursor(path, Cursor(outbox.epoch, 50, {}))
+    with opened(path) as outbox:
+        assert outbox.next_sequence == 51
+
+
+def test_number_of_a_pass_that_found_no_room_goes_to_no_other_part(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    with opened(path, max_rows=3) as outbox:
+        fill(outbox, "fff")
+        dropped = inspection_for(outbox, "pass")
+        assert not outbox.append(dropped)
+    with opened(path, max_rows=3) as outbox:
+        assert outbox.next_sequence == 5
+        later = inspection_for(outbox, "fail")
+        assert later.inspection_id != dropped.inspection_id
+        assert outbox.append(later)
+        assert outbox.counters == {"dropped_pass": 1, "dropped_defect": 1}
+    assert kept(path) == [2, 3, 5], "the gap shows after the restart, too"
+
+
+def test_record_pushed_out_by_its_own_group_is_not_said_to_be_kept(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    with opened(path, max_rows=1) as outbox:
+        group = [inspection_for(outbox, decision) for decision in ("pass", "fail", "pass")]
+        group = [msgspec.structs.replace(g, sequence=n) for n, g in enumerate(group, 1)]
+        assert outbox.append_all(group) == [False, True, False]
+    assert kept(path) == [2]
+
+
+def test_cursor_beyond_the_outbox_deletes_nothing(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    with opened(path) as outbox:
+        fill(outbox, "fff")
+        outbox.note_acknowledged(10**6)
+        fill(outbox, "f" * 20)
+        assert kept(path) == list(range(4, 24)), "only what was there when it was told"
+
+
+def test_digit_of_the_cursor_that_changed_on_the_disk_makes_it_none(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    write_cursor(path, Cursor("epoch-1", 3, {"published": 3}))
+    content = cursor_path_of(path).read_bytes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        cursor_path_of(path).write_bytes(changed)
+        assert read_cursor(path, "epoch-1") == Cursor("epoch-1", 0, {}), changed
+
+
+def test_cursor_of_an_earlier_version_is_read_but_not_believed_beyond_the_outbox(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    with opened(path) as outbox:
+        fill(outbox, "fff")
+        epoch = outbox.epoch
+    old = b'{"station_epoch":"%s","acknowledged":%d,"counters":{}}'
+    cursor_path_of(path).write_bytes(old % (epoch.encode(), 2))
+    reader = OutboxReader.open(path)
+    assert read_cursor(path, epoch, reader.last_sequence()).acknowledged == 2
+    cursor_path_of(path).write_bytes(old % (epoch.encode(), 2_000))
+    assert read_cursor(path, epoch, reader.last_sequence()).acknowledged == 0, "all is sent again"
+    reader.close()
+    with opened(path) as outbox:
+        assert outbox.next_sequence == 4
+        fill(outbox, "f")
+    assert kept(path) == [1, 2, 3, 4]
+
+
+def test_number_used_behind_a_cursor_is_not_used_again_when_the_cursor_is_gone(tmp_path):
+    path = tmp_path / "outbox.sqlite"
+    with opened(path) as outbox:
+        fill(outbox, "pp")
+        write_cursor(path, Cursor(outbox.epoch, 50, {}))
+    outbox = opened(path)  # and is killed before its first record
+    cursor_path_of(path).unlink()
+    outbox._db.close()
+    os.close(outbox._lock)
     with opened(path) as outbox:
         assert outbox.next_sequence == 51

@@ -75,7 +75,9 @@ def test_command_as_the_contract_has_it_is_taken():
         ({"inspection_id": ""}, ""),
         ({"inspection_id": "e-1\0.jpg"}, "inspection_id"),
         ({"inspection_id": "e" * 201}, ""),
-        ({"request_id": "r" * 201}, ""),
+        ({"inspection_id": "e" * 101}, "inspection_id"),  # the pictures' own rule for ids
+        ({"inspection_id": "epoch 17"}, "inspection_id"),
+        ({"request_id": "r" * 201}, "request_id"),
         ({"want": ()}, "nothing wanted"),
         ({"want": ("image",) * 600}, "bytes"),
         ({"want": ("window",)}, "want"),

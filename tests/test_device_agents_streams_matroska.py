@@ -111,3 +111,14 @@ def test_what_gstreamer_writes_is_read():
     assert track.period_ns == 40_000_000
     assert [stream_ns for stream_ns, _ in blocks] == [0, 40_000_000, 80_000_000]
     assert {len(pixels) for _, pixels in blocks} == {1600}  # 16 rows of 99 bytes, padded to 100
+
+
+@needs_gstreamer
+@pytest.mark.parametrize("rate", [1600, 8000, 44100])
+def test_rate_of_readings_is_read_even_where_it_is_the_formats_own_default(rate):
+    words = f"-q audiotestsrc num-buffers=2 ! audio/x-raw,format=F32LE,rate={rate},channels=2"
+    command = ["gst-launch-1.0", *words.split(), "!", "matroskamux", "streamable=true",
+               "timecodescale=10000", "!", "fdsink"]  # fmt: skip
+    track, blocks = read_all(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert (track.rate_hz, track.channels) == (rate, 2)
+    assert blocks

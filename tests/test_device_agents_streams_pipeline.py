@@ -9,7 +9,7 @@ import pytest
 from small_station import spec_of
 from test_device_agents_streams_matroska import CLUSTER, HEAD, simple_block
 
-from device_agents.cameras.live import LiveSource
+from device_agents.sources.live import LiveSource
 from device_agents.station import Source
 from device_agents.streams.pipeline import GstPipeline, Launch, is_alive
 from edge.errors import MachineError

@@ -22,7 +22,7 @@ from edge.messages import (
     UnreadableMessage,
     decode,
 )
-from edge.topics import StationId, station_and_kind
+from edge.topics import DOCTOR, ROOT, StationId, station_and_kind
 
 LARGEST_PAYLOAD_BYTES = 64 << 10
 LARGEST_PICTURE_BYTES = 4 << 20  # of a `picture` message, base64 and all
@@ -152,6 +152,8 @@ class Ledger:
 
     def take(self, topic: str, payload: bytes) -> Message | None:
         """Count one payload. Returns the message, or None for a duplicate or a foreign one."""
+        if topic.startswith(f"{ROOT}/") and topic.endswith(f"/{DOCTOR}"):
+            return None  # somebody looked at a station; that is no message of it
         try:
             place, message = message_from(topic, payload)
             # A command comes from somebody else: it makes no station known.

@@ -16,7 +16,7 @@ from device_agents.mqtt.address import BrokerAddress
 from device_agents.mqtt.credentials import address_of
 from device_agents.mqtt.link import Link
 from edge.errors import EdgeError
-from edge.topics import ROOT
+from edge.topics import DOCTOR, ROOT
 
 _ANSWER_WITHIN_S = 5.0
 _NOT_AUTHORISED = 0x87
@@ -62,7 +62,7 @@ def _how(broker: BrokerAddress) -> str:
 
 
 def _published(patient: Patient, link: Link) -> Finding:
-    topic = f"{ROOT}/{patient.station.station}/doctor"
+    topic = f"{ROOT}/{patient.station.station}/{DOCTOR}"
     message_id = link.publish(topic, b"{}", qos=1)
     deadline_s = time.monotonic() + _ANSWER_WITHIN_S
     while link.ended is None and time.monotonic() < deadline_s:

@@ -12,7 +12,12 @@ from device_agents.doctor.machine import (
     look_at_port,
     look_at_rights,
 )
-from device_agents.doctor.model import look_at_bundle, look_at_engine, look_at_sources
+from device_agents.doctor.model import (
+    look_at_bundle,
+    look_at_engine,
+    look_at_reference,
+    look_at_sources,
+)
 
 CHECKS = (
     Check("disk", look_at_disk),
@@ -22,6 +27,7 @@ CHECKS = (
     Check("agents", look_at_agents),
     Check("bundle", look_at_bundle, within_s=60.0),
     Check("engine", look_at_engine, within_s=120.0),
+    Check("drift", look_at_reference),
     Check("sources", look_at_sources, within_s=30.0),
     Check("broker", look_at_broker, within_s=20.0),
     Check("monitor port", look_at_port),

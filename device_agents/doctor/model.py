@@ -11,9 +11,9 @@ import numpy as np
 from device_agents.doctor.diagnosis import Finding, Patient, found_wrong
 from device_agents.doctor.machine import holder_of
 from device_agents.inspector.engine import engine_from_bundle
-from device_agents.inspector.pairing import Unpaired, pair
-from device_agents.inspector.sources import source_from
+from device_agents.pairing.pair import Unpaired, pair
 from device_agents.parts import PartSource, Reading, Shot
+from device_agents.sources.choice import source_from
 from device_agents.station import Source
 from edge.bundle import Bundle, problems_of
 from edge.errors import EdgeError
@@ -21,7 +21,7 @@ from edge.model_spec import ModelSpec
 
 _RUNS = 20
 _DARK, _BRIGHT = 5, 250  # grey levels: a mean beyond them shows a lens cap or an open shutter
-_SHAPE_APART = 0.02  # of width over height
+_SHAPE_APART = 0.1  # of width over height; the model's own size is rounded to whole patches
 
 
 def look_at_bundle(patient: Patient) -> Iterator[Finding]:
@@ -37,6 +37,17 @@ def look_at_bundle(patient: Patient) -> Iterator[Finding]:
     spec = bundle.manifest.spec
     said = f"'{spec.name}', digest {bundle.digest[:12]}, {len(bundle.manifest.files)} files whole"
     yield Finding("bundle", "ok", said)
+
+
+def look_at_reference(patient: Patient) -> Iterator[Finding]:
+    """Whether the bundle says what good parts look like, so that drift can be seen."""
+    if patient.bundle is None:
+        yield Finding("drift", "skipped", "there is no whole bundle to look at")
+    elif (reference := patient.bundle.manifest.reference) is None:
+        do = "Export the bundle again with this version."
+        yield Finding("drift", "warn", "the bundle has no reference: drift is not seen", do)
+    else:
+        yield Finding("drift", "ok", f"a reference of {reference.samples} good samples")
 
 
 def look_at_engine(patient: Patient) -> Iterator[Finding]:

@@ -18,8 +18,6 @@ from edge.errors import EdgeError
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-SILENT_S = 10.0  # a source of a stated rate that gives nothing for so long, and five periods
-_SILENT_PERIODS = 5
 
 log = logging.getLogger("inspector")
 
@@ -53,7 +51,7 @@ class Capture:
         if self.fault:
             return self.fault
         silent_s = now_s - self._moved_s
-        if self._period_s and silent_s > max(SILENT_S, _SILENT_PERIODS * self._period_s):
+        if silent_s > self.source.silent_after_s:
             return f"gave nothing for {silent_s:.0f} s"
         return "playing"
 

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agents.inspector.pairing import Paired
+from device_agents.pairing.pair import Paired
 from edge.errors import InputError
 from edge.model_spec import ModelSpec
 from edge.reference import (
@@ -88,8 +88,10 @@ class Drift:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What is unlike the reference now, of all sources together."""
-        return tuple(sorted({flag for source in self._sources.values() for flag in source.flags}))
+        """What is unlike the reference now, of all sources together. For any thread to ask."""
+        return tuple(
+            sorted({flag for source in list(self._sources.values()) for flag in source.flags})
+        )
 
     def see(
         self, seen: Paired | Sample, scores: Scores, verdict: Verdict, source: str = "main"

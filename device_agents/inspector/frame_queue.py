@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Condition
 
 from device_agents.inspector.counts import Counts
@@ -32,6 +32,8 @@ class Part:
     reading: Reading
     tolerance_ms: float  # frame to window
     period_ms: float | None  # between two parts; None where nobody stated a rate
+    # Monotonic. A live frame has waited for its readings already: that is not the batch's wait.
+    queued_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class FrameQueue:
     def take(self, most: int, fill: int, deadline_s: float, idle_s: float) -> Taken | None:
         """Return up to `most` parts, none after `idle_s` without any; None: closed and empty.
 
-        Less than `fill` of them are held back until the oldest is `deadline_s` old, so that a
-        batch may fill. Answers to overdue parts wait for nobody.
+        Less than `fill` of them are held back until the oldest waited here for `deadline_s`, so
+        that a batch may fill. Answers to overdue parts wait for nobody.
         """
         until_s = time.monotonic() + idle_s
         with self._changed:
@@ -124,4 +126,4 @@ class FrameQueue:
         return (self._triggered or self._free_running).popleft()
 
     def _oldest_s(self) -> float:
-        return min(q[0].shot.in_memory_s for q in (self._triggered, self._free_running) if q)
+        return min(q[0].queued_s for q in (self._triggered, self._free_running) if q)

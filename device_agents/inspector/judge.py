@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from device_agents.inspector.drift import Drift
 from device_agents.inspector.engine import OnnxEngine
 from device_agents.inspector.frame_queue import Part
-from device_agents.inspector.pairing import Paired, Unpaired, pair
-from device_agents.inspector.plausible import Plausibility
+from device_agents.pairing.pair import Paired, Unpaired, pair
+from device_agents.pairing.plausible import Plausibility
 from device_agents.parts import Shot, iso_of
 from edge.bundle import Bundle
 from edge.errors import UnfitSample

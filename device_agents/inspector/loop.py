@@ -32,12 +32,12 @@ from device_agents.inspector.keeping import Keeping
 from device_agents.inspector.latency import LastMinute
 from device_agents.inspector.pulse import IDLE_S, Pulse
 from device_agents.inspector.recorder import Record, Recorder
-from device_agents.inspector.sources import source_from
 from device_agents.inspector.watch import PATIENCE, Loop, Patience, Watch, counters_text
 from device_agents.outbox.kept import KeptPictures, why_keep
 from device_agents.outbox.kept_part import KeptPart
 from device_agents.outbox.writer import Outbox
 from device_agents.parts import PartSource
+from device_agents.sources.choice import source_from
 from device_agents.station import StationFile
 from device_agents.status import write_status
 from edge.bundle import Bundle
@@ -71,8 +71,10 @@ def run_inspector(
             engine = engine_from_bundle(
                 bundle, model.provider, form=model.form, threads=model.threads
             )
-        with engine:
             judge = judge_of(bundle, engine)
+            if bundle.manifest.reference is None:
+                log.warning("the bundle has no reference: drift is not seen; export it again")
+        with engine:
             pictures = KeptPictures.open(path, station.pictures)
             Inspector(
                 *(station, sources, judge, outbox, stop), pictures=pictures, patience=patience

@@ -122,7 +122,8 @@ class Recorder:
         kept = outbox.append_all(inspections)
         now_s = time.monotonic()
         outbox.raise_to("append_max_ms", math.ceil((now_s - before_s) * 1e3))  # a slow disk, named
-        self._note_the_disk(any(kept), before_s)
+        # A full outbox that drops a record has no fault: the disk took the transaction.
+        self._note_the_disk(any(kept) or not outbox.fault, before_s)
         for record, inspection, is_kept in zip(records, inspections, kept, strict=True):
             self._tell(record, inspection, is_kept, now_s)
 

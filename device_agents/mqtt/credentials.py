@@ -19,7 +19,7 @@ from device_agents.station import Broker, password_from
 _OTHERS_READ = stat.S_IROTH
 _warned: set[str] = set()  # once per process is enough, however often the files are read
 
-log = logging.getLogger("publisher")
+log = logging.getLogger("mqtt")
 
 
 def address_of(broker: Broker) -> BrokerAddress:

@@ -30,6 +30,7 @@ from device_agents.mqtt.tls import context_from, failed_handshake
 from edge.errors import EdgeError
 
 OPEN_WITHIN_S = 5.0
+PACKET_OVERHEAD_BYTES = 64  # MQTT's own bytes around topic and payload, generously
 _RECEIVE_MAXIMUM = 100  # messages that the broker may have under way to us
 _LOST = 0x80
 
@@ -52,6 +53,18 @@ class Received:
     qos: int
     message_id: int
     retained: bool
+
+
+class _Client(Client):
+    """paho's client, and when the broker was last heard: paho's own note moves when *we* ping."""
+
+    heard_s = 0.0  # monotonic
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        received = super()._sock_recv(bufsize)
+        if received:  # empty: the end of the stream, which any router may forge
+            self.heard_s = time.monotonic()
+        return received
 
 
 class Link:
@@ -91,35 +104,24 @@ class Link:
         Raises InputError where the broker refuses us or a file of ours is wrong, MachineError
         where it is not there or cannot take us now.
         """
-        tls = self.broker.tls
         try:
-            if tls is not None:
-                self._client.tls_set_context(context_from(tls))
-            self._client.connect(
-                self.broker.host,
-                self.broker.port,
-                self.broker.keepalive_s,
-                clean_start=self._session_expiry_s == 0,
-                properties=self._connect_properties(),
-            )
-        except ssl.SSLError as error:
-            assert tls is not None
-            raise failed_handshake(error, self.broker, tls) from None
-        except (OSError, ValueError) as error:  # ValueError: a host name nobody could have
-            raise refused_connect(None, str(error), self.broker) from None
-        raw = self._client.socket()
-        if isinstance(raw, socket.socket):  # else the broker hung up on CONNECT already
-            # Small messages in quick succession: Nagle's algorithm would hold them for 40 ms.
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        deadline = time.monotonic() + OPEN_WITHIN_S
-        while self._connack is None and self.ended is None and time.monotonic() < deadline:
-            self.step(0.1)
-        self._client.on_log = None  # it costs time with every message
-        if self._connack is None or self._connack.is_failure:
-            raise self._refusal()
-        if self._lowest_qos:
+            self._connect()
+            deadline = time.monotonic() + OPEN_WITHIN_S
+            while self._connack is None and self.ended is None and time.monotonic() < deadline:
+                self.step(0.1)
+            self._client.on_log = None  # it costs time with every message
+            if self._connack is None or self._connack.is_failure:
+                raise self._refusal()
+            if self._lowest_qos:
+                raise without_acknowledgement(self.broker)
+        except BaseException:
             self.close()
-            raise without_acknowledgement(self.broker)
+            raise
+
+    @property
+    def heard_s(self) -> float:
+        """When the last byte came from the broker, monotonic; 0 before the first."""
+        return self._client.heard_s
 
     def step(self, timeout_s: float) -> None:
         """Turn the network loop once, waiting at most `timeout_s` for something to happen."""
@@ -162,17 +164,14 @@ class Link:
             self._client.ack(message.message_id, message.qos)
 
     def close(self, *, with_will: bool = False) -> None:
-        """Disconnect cleanly. The broker says our will only where `with_will` asks for it."""
-        if self.ended is not None:
-            return
-        self.closed_by_us = True
-        reason = "Disconnect with will message" if with_will else "Normal disconnection"
-        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, reason))
-        deadline = time.monotonic() + 0.5
-        while self.ended is None and time.monotonic() < deadline:
-            self.step(0.05)
-        self.ended = "closed"
-        self.end_code = 0
+        """Disconnect cleanly where there is a connection, and give back every socket.
+
+        The broker says our will only where `with_will` asks for it.
+        """
+        if self.ended is None:
+            self._disconnect(with_will)
+        # paho takes a pair of sockets for its loop, and keeps it until the collector comes round.
+        self._client._reset_sockets()
 
     def __enter__(self) -> Link:
         return self
@@ -180,8 +179,8 @@ class Link:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _new_client(self, client_id: str, will: Will | None) -> Client:
-        client = Client(
+    def _new_client(self, client_id: str, will: Will | None) -> _Client:
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=MQTTv5,
@@ -201,6 +200,38 @@ class Link:
         client.on_message = self._on_message
         client.on_log = self._on_log
         return client
+
+    def _connect(self) -> None:
+        tls = self.broker.tls
+        try:
+            if tls is not None:
+                self._client.tls_set_context(context_from(tls))
+            self._client.connect(
+                self.broker.host,
+                self.broker.port,
+                self.broker.keepalive_s,
+                clean_start=self._session_expiry_s == 0,
+                properties=self._connect_properties(),
+            )
+        except ssl.SSLError as error:
+            assert tls is not None
+            raise failed_handshake(error, self.broker, tls) from None
+        except (OSError, ValueError) as error:  # ValueError: a host name nobody could have
+            raise refused_connect(None, str(error), self.broker) from None
+        raw = self._client.socket()
+        if isinstance(raw, socket.socket):  # else the broker hung up on CONNECT already
+            # Small messages in quick succession: Nagle's algorithm would hold them for 40 ms.
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _disconnect(self, with_will: bool) -> None:
+        self.closed_by_us = True
+        reason = "Disconnect with will message" if with_will else "Normal disconnection"
+        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, reason))
+        deadline = time.monotonic() + 0.5
+        while self.ended is None and time.monotonic() < deadline:
+            self.step(0.05)
+        self.ended = "closed"
+        self.end_code = 0
 
     def _connect_properties(self) -> Any:
         properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]

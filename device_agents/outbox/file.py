@@ -45,6 +45,10 @@ ROWS, LAST = "_rows", "_last_sequence"
 log = logging.getLogger("outbox")
 
 
+class Gone(sqlite3.DatabaseError):
+    """No file of ours stands at the path: there is nothing to set aside."""
+
+
 def crc_of(sequence: int, payload: bytes) -> int:
     """Return the CRC that lies beside a record: of its payload at its place."""
     return zlib.crc32(payload, sequence & 0xFFFFFFFF)
@@ -136,7 +140,7 @@ def opened(path: Path) -> sqlite3.Connection:
         db.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
         if is_new:
             _create(db)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
         elif schema_of(db) == 1:
             _add_crc(db)
         _refuse_corrupt(db)
@@ -216,7 +220,8 @@ def _add_crc(db: sqlite3.Connection) -> None:
     )
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make the names of new files durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -254,3 +259,11 @@ def _refuse_corrupt(db: sqlite3.Connection) -> None:
     epoch_of(db)
     totals_of(db)
     db.execute("SELECT sequence, decision = 'pass', crc FROM outbox LIMIT 1").fetchone()
+
+
+def size_of_journal(path: Path) -> int:
+    """Return the bytes of the journal, 0 where there is none."""
+    try:
+        return os.stat(f"{path}-wal").st_size  # noqa: PTH116 - with each append
+    except OSError:
+        return 0

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
-from device_agents.outbox.file import SCHEMA, counters_of, crc_of, epoch_of, schema_of
+from device_agents.outbox.file import SCHEMA, counters_of, crc_of, epoch_of, schema_of, totals_of
 
 log = logging.getLogger("outbox")
 
@@ -75,6 +75,13 @@ class OutboxReader:
         """How many records wait beyond `sequence`."""
         row = self._db.execute("SELECT count(*) FROM outbox WHERE sequence > ?", (sequence,))
         return int(row.fetchone()[0])
+
+    def last_sequence(self) -> int | None:
+        """The highest number used; None where the file does not tell."""
+        try:
+            return totals_of(self._db)[0]
+        except sqlite3.Error:
+            return None
 
     def counters(self) -> dict[str, int]:
         """The inspector's counters, as of its last record."""

@@ -46,10 +46,12 @@ class Room:
         self._limits = limits
         self._released = 0  # rows up to here are deleted
         self._releasing = 0
+        self.dropped: set[int] = set()  # numbers that the last transaction dropped
 
     def begin(self) -> int:
         """Start over with the transaction; return the rows, for the case that it fails."""
         self._releasing = self._released
+        self.dropped.clear()
         return self.rows
 
     def committed(self) -> None:
@@ -135,5 +137,6 @@ class Room:
         if self._db.execute("DELETE FROM outbox WHERE sequence = ?", (sequence,)).rowcount != 1:
             raise sqlite3.DatabaseError(f"record {sequence} stands in the index alone")
         self.rows -= 1
+        self.dropped.add(sequence)
         if sequence > self.acknowledged:
             drops["dropped_pass" if is_pass else "dropped_defect"] += 1

@@ -3,8 +3,9 @@
 SQLite in WAL mode with `synchronous=FULL`: when `append` returns True, the record survives a power
 cut. The inspector is the only writer; the publisher reads (`OutboxReader`) and keeps its cursor in
 a file of its own. `station_epoch` names one life of the file, and `sequence` counts from 1 inside
-it and is never used twice. What cannot be kept is counted, and its sequence numbers stay unused,
-so that a consumer sees the gap too. Nothing here looks at the wall clock.
+it and is never used twice. What cannot be kept is counted, and its number goes to no other record,
+so that a consumer sees the gap too; while the disk is full, that stands in the losses file
+(`device_agents.outbox.losses`). Nothing here looks at the wall clock.
 
 `max_bytes` bounds the pages in use, SQLite's own overhead included: the file never grows beyond
 it by more than a transaction. The journal beside it comes on top: about 4 MiB, and at most
@@ -33,6 +34,7 @@ from device_agents.outbox.file import (
     LAST,
     ROWS,
     WAL_LIMIT_BYTES,
+    Gone,
     counters_of,
     crc_of,
     epoch_of,
@@ -41,14 +43,15 @@ from device_agents.outbox.file import (
     opened,
     refuse_other_files,
     set_aside,
+    size_of_journal,
     totals_of,
 )
+from device_agents.outbox.losses import LOSSES, LossesFile, Noted, lost_with, merged
 from device_agents.outbox.room import Limits, Room
 from edge.errors import EdgeError, MachineError
 from edge.messages import Inspection, encode
 
 _LARGE_PAGES = 25_000  # 100 MB: the rows of a larger file are taken from its own note
-_LOSSES = ("lost_disk", "lost_outbox", "outbox_set_aside")  # told to the next epoch
 _GIVE_UP_AFTER_S = 30.0  # of I/O errors and nothing else: perhaps it is the file, not the disk
 
 log = logging.getLogger("outbox")
@@ -67,6 +70,8 @@ class Outbox:
         self._appends_since_rest = 0
         self._failures = 0  # in a row
         self._failing_since_s = 0.0
+        self._lost_before = 0  # records, before the disk began to fail
+        self._losses = LossesFile(path)
         self._is_open = False
         self._must_move = False  # the file at the path is corrupt
         self.epoch = ""
@@ -123,11 +128,12 @@ class Outbox:
         return self.append_all([inspection])[0]
 
     def append_all(self, inspections: Sequence[Inspection]) -> list[bool]:
-        """Make records durable with one fsync; False (counted, logged) where the disk did not.
+        """Make records durable with one fsync; False (counted, logged) for each that is not kept.
 
-        They are numbered from `next_sequence` on, and their numbers are used up either way. A
-        full outbox drops by the rule of `Room`, and says True: nothing was wrong. A group
-        that is too large for what is left of a disk is tried again one by one.
+        They are numbered from `next_sequence` on, and their numbers are used up either way. What
+        is not kept the disk did not take, and `fault` says why; or a full outbox dropped it by
+        the rule of `Room`, and `fault` is "". A group that is too large for what is left of a
+        disk is tried again one by one.
         """
         first = self.next_sequence
         for sequence, inspection in enumerate(inspections, first):
@@ -137,14 +143,21 @@ class Outbox:
             return []
         error = self._try(inspections)
         if error is None:
-            return [True] * len(inspections)
+            return [
+                number not in self._room.dropped
+                for number in range(first, first + len(inspections))
+            ]
         if len(inspections) == 1 or "full" not in str(error):
             self._after_failure(error, len(inspections))
-            return [False] * len(inspections)
-        return [self._kept_alone(inspection) for inspection in inspections]
+            kept = [False] * len(inspections)
+        else:
+            kept = [self._kept_alone(inspection) for inspection in inspections]
+        self._note_losses()
+        return kept
 
     def note_acknowledged(self, sequence: int) -> None:
         """Rows up to `sequence` may go. They are deleted in small batches by later appends."""
+        sequence = min(sequence, self.next_sequence - 1)  # what is not there yet was not sent
         self._room.acknowledged = max(self._room.acknowledged, sequence)
 
     def rest(self) -> None:
@@ -161,6 +174,8 @@ class Outbox:
         """Write what counters are left and close the file."""
         with contextlib.suppress(sqlite3.Error), self._transaction():
             self._write_counters({})
+        self._note_losses()
+        self._losses.close()
         self._db.close()
         os.close(self._lock)
 
@@ -177,8 +192,11 @@ class Outbox:
         except sqlite3.Error as error:
             if is_of_the_machine(error):
                 raise  # rights, a missing disk: nothing says that the content is bad
+            if self.epoch:
+                self.count("outbox_set_aside")
+            else:  # found at the start: what was in it, and what was lost before
+                self.counters = lost_with(self.path, self._losses.read(), self._limits.max_rows)
             set_aside(self.path, str(error))
-            self.count("outbox_set_aside")
             return opened(self.path)
 
     def _load(self) -> None:
@@ -189,16 +207,25 @@ class Outbox:
             last = max(last, self.next_sequence - 1)
         # After a power cut on a disk that lied about fsync the cursor may be ahead of the file:
         # numbers below it would be deleted unsent.
-        acknowledged = read_cursor(self.path, self.epoch).acknowledged
+        acknowledged = read_cursor(self.path, self.epoch, last).acknowledged
+        noted = self._losses.read()
+        if noted.station_epoch == self.epoch:
+            last = max(last, noted.last)
         self.next_sequence = max(last, acknowledged) + 1
         self._room = Room(db, self.path, self._limits, rows, acknowledged)
         if rows < 0 or self._room.pages("page_count") < _LARGE_PAGES:
             self._room.rows = int(db.execute("SELECT count(*) FROM outbox").fetchone()[0])
-        self.counters = {**counters_of(db), **self.counters}
+        self.counters = merged({**counters_of(db), **self.counters}, noted, self.epoch)
         self._changed = set(self.counters)
         self._appends_since_rest = 0
         self._identity = identity_of(self.path)
         self._is_open = True
+        self._note_losses()
+
+    def _note_losses(self) -> None:
+        self._losses.note(
+            Noted(self.epoch, self.next_sequence - 1, self.counters, not self._is_open)
+        )
 
     def _try(self, inspections: Sequence[Inspection]) -> Exception | None:
         """Write the records in one transaction; return what went wrong."""
@@ -217,6 +244,8 @@ class Outbox:
                     for inspection, payload in records:
                         if room.make(inspection.decision, len(payload), drops):
                             self._insert([(inspection, payload)])
+                        else:
+                            room.dropped.add(inspection.sequence)
                 self._write_counters(drops)
         except (sqlite3.Error, OSError) as error:
             if before >= 0:
@@ -241,7 +270,7 @@ class Outbox:
         error = self._try([inspection])
         if error is not None:
             self._after_failure(error, 1)
-        return error is None
+        return error is None and inspection.sequence not in self._room.dropped
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -257,13 +286,13 @@ class Outbox:
     def _check_in_place(self) -> None:
         """Raise where records would not be safe: the file is gone, or its journal too large."""
         if not self._is_open:
-            raise _Gone("it broke, and no new one could be made yet")
+            raise Gone("it broke, and no new one could be made yet")
         found = identity_of(self.path)
         if found != self._identity:
             if found[0] != self._identity[0]:
-                raise _Gone("somebody deleted or replaced it")
+                raise Gone("somebody deleted or replaced it")
             self._reopen()
-        if _size_of_journal(self.path) > WAL_LIMIT_BYTES:
+        if size_of_journal(self.path) > WAL_LIMIT_BYTES:
             self._shorten_journal()
 
     def _reopen(self) -> None:
@@ -296,23 +325,33 @@ class Outbox:
         values = {name: self.counters.get(name, 0) for name in self._changed | set(drops)}
         for name, by in drops.items():
             values[name] += by
-        used = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
         values[ROWS] = self._room.rows
-        if used:
-            values[LAST] = used[0]
+        if last := self.next_sequence - 1:
+            values[LAST] = last
+            self._use_up(last)
         self._db.executemany(
             "INSERT INTO counters VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
             values.items(),
         )
 
+    def _use_up(self, last: int) -> None:
+        """Note numbers as used that went to records which are not in the file."""
+        used = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
+        if used is None:
+            self._db.execute("INSERT INTO sqlite_sequence VALUES ('outbox', ?)", (last,))
+        elif used[0] != last:
+            self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'outbox'", (last,))
+
     def _after_failure(self, error: Exception, records: int) -> None:
         """Count records that the disk did not take; start a new file when this one is broken."""
+        if not self._failures:
+            self._failing_since_s = time.monotonic()
+            self._lost_before = self.counters.get("lost_disk", 0)
         self.count("lost_disk", records)
         self._failures += 1
-        if self._failures == 1:
-            self._failing_since_s = time.monotonic()
-        self.fault = str(error)
         lost = self.counters["lost_disk"]
+        # The counters do not reach the disk now, so Health says it in these words.
+        self.fault = f"{lost - self._lost_before} records lost: {error}"
         if is_worth_a_line(self._failures):
             log.error("%d records lost, %d in all: %s", records, lost, error)
         has_tried = time.monotonic() - self._failing_since_s > _GIVE_UP_AFTER_S
@@ -326,7 +365,7 @@ class Outbox:
             self.count("outbox_set_aside")
             self.count("lost_outbox", self._unsent())
             self._is_open, self._room.rows = False, 0
-            self._must_move = not isinstance(error, _Gone)
+            self._must_move = not isinstance(error, Gone)
             with contextlib.suppress(sqlite3.Error):
                 if not self._must_move:  # where it was moved to, it shall be whole
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -341,7 +380,7 @@ class Outbox:
                 set_aside(self.path, str(error))
                 self._must_move = False
             self._db = self._opened_or_set_aside()
-            self.counters = {name: self.counters[name] for name in _LOSSES if name in self.counters}
+            self.counters = {name: self.counters[name] for name in LOSSES if name in self.counters}
             self._load()
             self._failures = 0
 
@@ -355,17 +394,6 @@ class Outbox:
         return int(row[0])
 
 
-class _Gone(sqlite3.DatabaseError):
-    """No file of ours stands at the path: there is nothing to set aside."""
-
-
 def is_worth_a_line(count: int) -> bool:
     """Tell whether the n-th event of a kind is logged: the first ten, then every hundredth."""
     return count <= 10 or count % 100 == 0
-
-
-def _size_of_journal(path: Path) -> int:
-    try:
-        return os.stat(f"{path}-wal").st_size  # noqa: PTH116 - with each append
-    except OSError:
-        return 0

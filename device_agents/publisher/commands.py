@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from device_agents.outbox.kept_part import is_safe_id
 from edge.messages import Command, UnreadableMessage, decode
 
 LARGEST_COMMAND_BYTES = 4096
 MOST_WAITING = 8  # commands; more are refused until one is answered
-_LONGEST_ID = 200
-_FOREIGN_TO_IDS = frozenset("/\\\0")
+_LONGEST_REASON = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,9 @@ def command_from(payload: bytes, *, retained: bool = False) -> Command | Refused
         command = decode(payload, Command)
     except UnreadableMessage as error:
         return Refused(_printable(str(error)))
-    why = ""
-    if len(command.request_id) > _LONGEST_ID:
-        why = f"a request_id over {_LONGEST_ID} characters"
-    elif not _is_plain_id(command.inspection_id):
-        why = "an inspection_id that no station gives"
-    elif not command.want:
-        why = "nothing wanted"
-    return Refused(why) if why else command
+    if not is_safe_id(command.inspection_id):
+        return Refused("an inspection_id that no station gives")
+    return command if command.want else Refused("nothing wanted")
 
 
 class Waiting:
@@ -67,14 +62,5 @@ class Waiting:
         return self._commands.popleft() if self._commands else None
 
 
-def _is_plain_id(text: str) -> bool:
-    return (
-        0 < len(text) <= _LONGEST_ID
-        and text.isprintable()
-        and not text.startswith(".")
-        and not _FOREIGN_TO_IDS.intersection(text)
-    )
-
-
 def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else "?" for sign in text)[:_LONGEST_ID]
+    return "".join(sign if sign.isprintable() else "?" for sign in text)[:_LONGEST_REASON]

@@ -62,26 +62,30 @@ class InFlight:
 class Distrust:
     """How far the broker has everything *on its disk*, if it saves every `seconds`.
 
-    An acknowledgement says that the broker has the record, in memory at first. What is younger
-    may be forgotten when it is killed, so the cursor follows that much later.
+    An acknowledgement says that the broker has the record, in memory at first; killed, it forgets
+    what is younger. So the cursor follows when the broker was heard that much later. Our own clock
+    proves nothing: a broker whose power is gone falls silent, and no packet tells us so.
     """
 
     def __init__(self, seconds: float, acknowledged: int) -> None:
         self._seconds = seconds
         self._safe = acknowledged
-        self._marks: deque[tuple[float, int]] = deque()  # when, and what was acknowledged then
+        self._marks: deque[tuple[float, int]] = deque()  # heard when, and acknowledged up to then
 
-    def safe(self, acknowledged: int, now_s: float) -> int:
-        """Note how far the broker has acknowledged; return how far it is to be believed."""
+    def safe(self, acknowledged: int, heard_s: float) -> int:
+        """Note how far the broker has acknowledged; return how far it is to be believed.
+
+        `heard_s`: when the broker said something last, which is after it acknowledged this.
+        """
         if not self._marks or self._marks[-1][1] != acknowledged:
-            self._marks.append((now_s, acknowledged))
-        while self._marks and self._marks[0][0] <= now_s - self._seconds:
+            self._marks.append((heard_s, acknowledged))
+        while self._marks and self._marks[0][0] <= heard_s - self._seconds:
             self._safe = self._marks.popleft()[1]
         return self._safe
 
-    def rewind(self, acknowledged: int, now_s: float) -> int:
+    def rewind(self, acknowledged: int, heard_s: float) -> int:
         """The connection is gone: return from where on to send again."""
-        safe = self.safe(acknowledged, now_s)
+        safe = self.safe(acknowledged, heard_s)
         self._marks.clear()
         return safe
 

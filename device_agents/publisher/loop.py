@@ -108,6 +108,9 @@ class Publisher:
                         raise
                     self._status.now("away", str(error))
                     log.warning("%s", error)
+                finally:
+                    if link is not None:
+                        link.close()  # however it ended, its sockets go now
                 failures = self._failures_after(link, failures, started_s)
                 self._status.wait(backoff_s(failures, random.random()), stop)  # noqa: S311
                 failures += 1
@@ -146,7 +149,7 @@ class Publisher:
         self._pictures.begin(link)
         while link.ended is None and not stop.is_set():
             refused = self._take_answers(link)
-            self._records.save_cursor()
+            self._records.save_cursor(link)
             if refused or self._records.has_stalled():
                 link.close(with_will=True)  # away until the next try: the plant is told so
                 return
@@ -192,6 +195,8 @@ class Publisher:
         if said is not None:
             self._presence.add(said)
         self._status.acknowledged = self._records.acknowledged
+        if self._records.read_fault != self._status.health.reason:
+            self._status.now("connected", self._records.read_fault)
         self._status.beat()
 
     def _connection_over(self, link: Link) -> None:

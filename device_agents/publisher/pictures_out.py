@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from device_agents.mqtt.link import Link
+from device_agents.mqtt.link import PACKET_OVERHEAD_BYTES, Link
 from device_agents.mqtt.refusals import PROTOCOL_ENDS
 from device_agents.publisher.commands import Refused, command_from
 from device_agents.publisher.picture_desk import PictureDesk, ReadKept
@@ -13,7 +13,6 @@ from device_agents.station import StationFile
 from edge.errors import InputError
 from edge.topics import topic_of
 
-_PACKET_OVERHEAD_BYTES = 64
 _LEAST_BYTES = 1024  # a message without a picture in it fits; the cap never goes below
 
 log = logging.getLogger("publisher")
@@ -97,7 +96,7 @@ class PicturesOut:
     def _most_bytes(self, link: Link) -> int:
         if link.largest_packet_bytes is None:
             return self._cap_bytes
-        most = link.largest_packet_bytes - len(self._topic) - _PACKET_OVERHEAD_BYTES
+        most = link.largest_packet_bytes - len(self._topic) - PACKET_OVERHEAD_BYTES
         return min(self._cap_bytes, most)
 
     def _refuse(self, refused: Refused) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 
 import msgspec
@@ -19,8 +20,9 @@ def quarantine_path_of(outbox: Path) -> Path:
 
 
 def put_aside(outbox: Path, sequence: int, why: str, payload: bytes | None) -> None:
-    """Write one record and the reason. `payload` is None where the outbox has dropped it since.
+    """Write one record and the reason; on the disk when this returns, for the cursor passes it.
 
+    `payload` is None where the outbox has dropped it since.
     Past `LIMIT_BYTES` nothing is added, nor where the disk is full: the record is counted all the
     same, and stays a gap that consumers see.
     """
@@ -29,7 +31,8 @@ def put_aside(outbox: Path, sequence: int, why: str, payload: bytes | None) -> N
     if payload is None:
         return
     with contextlib.suppress(OSError):
-        if path.exists() and path.stat().st_size > LIMIT_BYTES:
+        is_new = not path.exists()
+        if not is_new and path.stat().st_size > LIMIT_BYTES:
             return
         with path.open("ab") as file:
             line: dict[str, object] = {"why": why, "record": payload}  # bytes become base64
@@ -37,3 +40,16 @@ def put_aside(outbox: Path, sequence: int, why: str, payload: bytes | None) -> N
                 msgspec.json.decode(payload)
                 line["record"] = msgspec.Raw(payload)
             file.write(msgspec.json.encode(line) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the file's name durable too: a power cut could else leave bytes without one."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from device_agents.mqtt.link import Link
+from device_agents.mqtt.link import PACKET_OVERHEAD_BYTES, Link
 from device_agents.mqtt.refusals import PROTOCOL_ENDS, answer_to
 from device_agents.outbox.cursor import Cursor, read_cursor, write_cursor
 from device_agents.outbox.reader import OutboxReader
 from device_agents.publisher.in_flight import Distrust, InFlight, Suspicion
+from device_agents.publisher.picture_desk import MOST_BY_RULE
 from device_agents.publisher.quarantine import put_aside
 from device_agents.station import StationFile
 from edge.topics import topic_of
@@ -30,7 +31,6 @@ _STALLED_S = 30.0  # connected, records in flight, and no acknowledgement: start
 # What the inspector drops meanwhile from a full outbox goes out all the same, counted as dropped:
 # the batch is small enough for that not to matter, and large enough to make reading cheap.
 _READ_AHEAD = 50
-_PACKET_OVERHEAD_BYTES = 64  # MQTT's own bytes around topic and payload, generously
 _LARGEST_PACKET_BYTES = 268_435_455  # MQTT, 2.1.4
 
 log = logging.getLogger("publisher")
@@ -53,10 +53,12 @@ class RecordsOut:
         self._topic = topic_of(station.station, "inspection")
         self._watches_decisions = station.pictures.publish == "fail"
         self._suspicion = Suspicion()
-        self._failed_out: list[str] = []
+        self._failed_out: deque[str] = deque()
         self._saved = Cursor("", 0, {})
         self._saved_s = 0.0
         self._progress_s = 0.0
+        self._heard_s = 0.0  # when the broker said something last
+        self._stalled = False
         self.got_through = False  # whether the broker took a record on this connection
         self._read_from(reader)
 
@@ -76,7 +78,7 @@ class RecordsOut:
 
     def begin(self) -> None:
         """A new connection is there."""
-        self.got_through = False
+        self.got_through = self._stalled = False
         self._progress_s = time.monotonic()
 
     def room(self, link: Link, others: int) -> int:
@@ -93,11 +95,11 @@ class RecordsOut:
             why = ""
             if payload is None:
                 why = "no record: the outbox was written by something else"
-            elif len(payload) + len(self._topic) + _PACKET_OVERHEAD_BYTES > largest:
+            elif len(payload) + len(self._topic) + PACKET_OVERHEAD_BYTES > largest:
                 why = f"larger than {largest} bytes"
             if payload is None or why:
-                self._in_flight.skip(sequence)
                 self._quarantine(sequence, why)
+                self._in_flight.skip(sequence)
                 continue
             self._in_flight.sent(sequence, link.publish(self._topic, payload, qos=1))
             if self._watches_decisions:
@@ -126,24 +128,26 @@ class RecordsOut:
         if self._tries:
             self._tries.pop(sequence, None)
         if self._failed and sequence in self._failed:
-            self._failed_out.append(self._failed.pop(sequence))
+            inspection_id = self._failed.pop(sequence)
+            if answer != "refused for good":  # whom would its picture tell anything?
+                self._note_failed(inspection_id)
         self._suspicion.settled(sequence)
         self._in_flight.settle(message_id)
         return False
 
     def take_failed(self) -> list[str]:
         """Return the inspections that failed and that the broker has taken since the last call."""
-        taken, self._failed_out = self._failed_out, []
-        return taken
+        taken, self._failed_out = self._failed_out, deque()
+        return list(taken)
 
     def has_stalled(self) -> bool:
         """Tell whether the broker is silent while records wait for its answer."""
         if not self._in_flight:
             self._progress_s = time.monotonic()
-        stalled = time.monotonic() - self._progress_s > _STALLED_S
-        if stalled:
+        self._stalled = time.monotonic() - self._progress_s > _STALLED_S
+        if self._stalled:
             log.warning("no acknowledgement for %g s: connecting again", _STALLED_S)
-        return stalled
+        return self._stalled
 
     def connection_over(self, link: Link, *, blameless: bool) -> None:
         """Rewind to the cursor; see whether one record keeps making the broker hang up.
@@ -153,8 +157,10 @@ class RecordsOut:
         oldest = None if blameless else self._in_flight.oldest
         culprit = self._suspicion.connection_ended(link.end_code, oldest)
         self._in_flight.rewind()
-        if not link.closed_by_us and link.end_code not in PROTOCOL_ENDS:
-            self._rewind_to(self._distrust.rewind(self.acknowledged, time.monotonic()))
+        self._heard_s = link.heard_s
+        # Spared: that we left, and that a record was refused. Those say that the broker lives.
+        if self._stalled or not (link.closed_by_us or link.end_code in PROTOCOL_ENDS):
+            self._rewind_to(self._distrust.rewind(self.acknowledged, self._heard_s))
         self._ahead.clear()
         self._failed.clear()
         if culprit is not None:
@@ -166,13 +172,15 @@ class RecordsOut:
         """Return how far the broker has everything, and the counters."""
         return Cursor(self.reader.epoch, self._in_flight.acknowledged, dict(self.counters))
 
-    def save_cursor(self, *, force: bool = False) -> None:
-        """Write the cursor, a few times a second."""
+    def save_cursor(self, link: Link | None = None, *, force: bool = False) -> None:
+        """Write the cursor, a few times a second, as far as what came by `link` allows."""
         now_s = time.monotonic()
+        if link is not None:
+            self._heard_s = link.heard_s
         if now_s - self._saved_s < _CURSOR_EVERY_S and not force:
             return
         cursor = msgspec.structs.replace(
-            self.cursor(), acknowledged=self._distrust.safe(self.acknowledged, now_s)
+            self.cursor(), acknowledged=self._distrust.safe(self.acknowledged, self._heard_s)
         )
         if cursor == self._saved:
             return
@@ -194,7 +202,7 @@ class RecordsOut:
     def _read_from(self, reader: OutboxReader) -> None:
         """Start at the cursor of the reader's epoch."""
         self.reader = reader
-        cursor = read_cursor(self._outbox, reader.epoch)
+        cursor = read_cursor(self._outbox, reader.epoch, reader.last_sequence())
         self.counters = dict(cursor.counters)
         self._in_flight = InFlight(cursor.acknowledged)
         self._distrust = Distrust(self._resend_s, cursor.acknowledged)
@@ -202,7 +210,7 @@ class RecordsOut:
         self._ahead: deque[tuple[int, bytes]] = deque()
         self._tries: dict[int, int] = {}
         self._failed: dict[int, str] = {}  # by sequence, the inspection id of what is in flight
-        self._read_fault = ""
+        self.read_fault = ""  # why the outbox cannot be read now
         log.info("outbox %s, epoch %s, cursor %d", self._outbox, reader.epoch, cursor.acknowledged)
 
     def _rewind_to(self, sequence: int) -> None:
@@ -231,10 +239,12 @@ class RecordsOut:
         after = self._ahead[-1][0] if self._ahead else self._in_flight.last_sent
         try:
             self._ahead.extend(self.reader.records_after(after, _READ_AHEAD))
+            fault = ""
         except sqlite3.Error as error:  # the inspector sets a corrupt file aside, not we
-            if str(error) != self._read_fault:
-                log.warning("the outbox cannot be read: %s", error)
-            self._read_fault = str(error)
+            fault = f"the outbox cannot be read: {error}"
+        if fault != self.read_fault:
+            log.warning("%s", fault or "the outbox can be read again")
+            self.read_fault = fault
         if self.reader.damaged > damaged:
             self.count("damaged", self.reader.damaged - damaged)
 
@@ -243,6 +253,13 @@ class RecordsOut:
             decided = msgspec.json.decode(payload, type=_Decided)
             if decided.decision == "fail":
                 self._failed[sequence] = decided.inspection_id
+
+    def _note_failed(self, inspection_id: str) -> None:
+        """Keep it until there is room for pictures; in a long backlog the newest stay."""
+        if len(self._failed_out) >= MOST_BY_RULE:
+            self._failed_out.popleft()
+            self.count("pictures_dropped")
+        self._failed_out.append(inspection_id)
 
     def _quarantine(self, sequence: int, why: str) -> None:
         self.count("quarantined")

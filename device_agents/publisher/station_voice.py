@@ -9,7 +9,7 @@ from typing import Literal
 
 from device_agents.clock import now_iso
 from device_agents.health import health_of
-from device_agents.mqtt.link import Link, Will
+from device_agents.mqtt.link import PACKET_OVERHEAD_BYTES, Link, Will
 from device_agents.publisher.records_out import RecordsOut
 from device_agents.publisher.way_status import WayStatus
 from device_agents.station import StationFile
@@ -19,7 +19,6 @@ from edge.topics import topic_of
 
 _FRESH_PERIODS = 3.0  # a Health of the monitor that missed so many turns is old
 _INSPECTOR_FRESH_S = 5.0  # it writes once a second
-_PACKET_OVERHEAD_BYTES = 64
 
 log = logging.getLogger("publisher")
 
@@ -63,7 +62,7 @@ class StationVoice:
             return
         self._due_s = moment_s + self._station.broker.health_every_s
         payload = encode(self._health(records, own=now))
-        size = len(payload) + len(self._health_topic) + _PACKET_OVERHEAD_BYTES
+        size = len(payload) + len(self._health_topic) + PACKET_OVERHEAD_BYTES
         if link.largest_packet_bytes is not None and size > link.largest_packet_bytes:
             records.count("health_too_large")  # sent, it would cost the connection
             return

@@ -19,6 +19,7 @@ _CLUSTER_TIME, _SIMPLE_BLOCK, _BLOCK = 0xE7, 0xA3, 0xA1
 _TIME_SCALE, _PERIOD, _CODEC, _VIDEO, _AUDIO = 0x2AD7B1, 0x23E383, 0x86, 0xE0, 0xE1
 _WIDTH, _HEIGHT, _RATE, _CHANNELS = 0xB0, 0xBA, 0xB5, 0x9F
 _BLOCK_HEAD_BYTES = 4  # track number (one byte, for there is one track), time, flags
+_DEFAULT_RATE_HZ = 8000.0  # of a track that does not say: writers leave out what is the default
 _SMALL_BYTES = 1 << 20  # more than any element holds that is neither block nor cluster
 _BLOCK_LIMIT_BYTES = 1 << 30
 
@@ -139,7 +140,7 @@ def _track_from(content: bytes) -> Track:
         width=int.from_bytes(video.get(_WIDTH, b""), "big"),
         height=int.from_bytes(video.get(_HEIGHT, b""), "big"),
         channels=int.from_bytes(audio.get(_CHANNELS, b"\1" if audio else b""), "big"),
-        rate_hz=_real(audio.get(_RATE, b"")),
+        rate_hz=_real(audio[_RATE]) if audio.get(_RATE) else _DEFAULT_RATE_HZ * bool(audio),
         period_ns=int.from_bytes(fields.get(_PERIOD, b""), "big"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import signal
 import sys
@@ -67,11 +68,14 @@ def log_to_stderr() -> None:
 def stop_on_signals() -> Event:
     """Return an event that SIGTERM and SIGINT set; a second SIGINT ends at once."""
     stop = Event()
+    seen: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        if seen and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.set()
+        seen.append(number)
+        # Not here: the main thread may be inside `stop.wait`, and hold the lock that `set` takes.
+        _thread.start_new_thread(stop.set, ())
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)

@@ -40,7 +40,11 @@ class Command:
 
 COMMANDS = (
     Command("simulate", "simulate", "make a recording of a simulated line"),
-    Command("import", "importing", "make a recording from an image folder or an MVTec AD folder"),
+    Command(
+        "import",
+        "importing",
+        "make a recording from an image folder, an MVTec AD folder or kept pictures",
+    ),
     Command("recordings", "recordings", "show what is in a recording, oddities included"),
     Command("distill", "distill", "train a student on a recording"),
     Command("evaluate", "evaluate", "measure a run or a bundle on a recording"),

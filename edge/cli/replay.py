@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from device_agents.inspector.engine import engine_from_bundle
     from device_agents.inspector.frame_queue import Part
     from device_agents.inspector.judge import Identity, inspection_of, judge_of
-    from device_agents.inspector.playback import Playback
+    from device_agents.sources.playback import Playback
     from device_agents.station import Source
     from edge.bundle import Bundle
     from edge.messages import encode

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from device_agents.inspector.drift import WINDOW, Drift
-from device_agents.inspector.pairing import Paired, pair
-from device_agents.inspector.plausible import Plausibility
-from device_agents.inspector.resample import resampler_for
+from device_agents.pairing.pair import Paired, pair
+from device_agents.pairing.plausible import Plausibility
+from device_agents.pairing.resample import resampler_for
 from device_agents.parts import Reading, Shot
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
 from edge.reference import (

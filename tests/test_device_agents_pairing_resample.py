@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from device_agents.inspector.resample import PASS_BAND, Resampler, resampler_for
+from device_agents.pairing.resample import PASS_BAND, Resampler, resampler_for
 
 SAMPLES = 2048
 FASTER = [(48_000.0, 12_000.0), (25_600.0, 12_000.0), (44_100.0, 12_000.0), (13_000.0, 12_000.0)]

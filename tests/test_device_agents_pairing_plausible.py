@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agents.inspector.plausible import Plausibility
+from device_agents.pairing.plausible import Plausibility
 from edge.recording.format import read_readings
 from edge.reference import (
     FrameReference,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from small_station import CHANNELS, READINGS, SIZE, spec_of
 
-from device_agents.inspector.pairing import Paired, Unpaired, pair, tolerance_for
-from device_agents.inspector.plausible import Plausibility
+from device_agents.pairing.pair import Paired, Unpaired, pair, tolerance_for
+from device_agents.pairing.plausible import Plausibility
 from device_agents.parts import Reading, Shot
 from edge.errors import InputError
 from edge.sample import Channel, Frame, Window

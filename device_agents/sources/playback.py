@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event
 
 from device_agents.cameras.recording import RecordingCamera, Schedule
-from device_agents.inspector.pairing import misfit_of, tolerance_for, too_slow
+from device_agents.pairing.pair import misfit_of, tolerance_for, too_slow
 from device_agents.parts import Reading, Shot, iso_of
 from device_agents.sensors.recording import RecordingSensors
 from device_agents.station import Source
@@ -22,6 +22,9 @@ from edge.errors import InputError
 from edge.model_spec import ModelSpec
 from edge.prepare import channels_text
 from edge.recording.format import Recording
+
+_SILENT_S = 10.0  # a recording that gives nothing for so long, and for five periods, hangs
+_SILENT_PERIODS = 5
 
 
 class Playback:
@@ -46,6 +49,7 @@ class Playback:
         self.parts_per_second: float = source.parts_per_second or recording.header.parts_per_second
         self.period_ms = 1e3 / self.parts_per_second
         self.tolerance_ms = tolerance_for(self.period_ms, source.tolerance_ms)
+        self.silent_after_s = max(_SILENT_S, _SILENT_PERIODS * self.period_ms / 1e3)
 
     def __len__(self) -> int:
         return len(self._rows)

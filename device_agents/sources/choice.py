@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from device_agents.cameras.live import LiveSource
-from device_agents.inspector.playback import Playback
 from device_agents.parts import PartSource
+from device_agents.sources.live import LiveSource
+from device_agents.sources.playback import Playback
 from device_agents.station import Source
 from edge.model_spec import ModelSpec
 

@@ -16,7 +16,7 @@ from threading import Event
 
 from device_agents.cameras.gstreamer import GstFrames, LiveFrame, ending
 from device_agents.cameras.v4l2 import ENVIRONMENT, v4l2_words
-from device_agents.inspector.pairing import tolerance_for
+from device_agents.pairing.pair import tolerance_for
 from device_agents.parts import Reading, Shot, iso_of
 from device_agents.sensors.gstreamer import GstReadings
 from device_agents.station import Source
@@ -32,6 +32,7 @@ _BEHIND_S = 0.1  # how far behind their frame readings are at most in ordinary t
 _ROOM = 4  # frames that may wait to be taken, besides those that wait for their window
 _ROOM_LIMIT = 64
 _RATE_GUESS = 30.0  # frames per second, for the room alone, where no rate is stated
+_SILENT_S = 10.0
 _TOLERANCE_MS = 10.0  # where no rate is stated
 
 
@@ -44,6 +45,8 @@ class LiveSource:
     def __init__(self, name: str, source: Source, spec: ModelSpec) -> None:
         self.name = name
         self.parts_per_second = source.frames_per_second
+        # The source itself gives up after `stalled_after_s`; this is for when it hangs.
+        self.silent_after_s = max(_SILENT_S, 2 * source.stalled_after_s)
         table = "source" if name == "main" else f"sources.{name}"
         if self.parts_per_second is None:
             self.tolerance_ms = source.tolerance_ms or _TOLERANCE_MS
@@ -100,7 +103,8 @@ class LiveSource:
             source=self.name,
             triggered=self._source.triggered,
             lost_before=frame.lost_before,
-            in_memory_s=frame.in_memory_ns / 1e9,
+            # The part is there when its readings are: half a window later than its frame.
+            in_memory_s=frame.in_memory_ns / 1e9 if readings is None else time.monotonic(),
         )
         if (window := reading.window) is not None:
             moved = Window(window.values, window.channels, window.captured_at_ns + unix_ns)

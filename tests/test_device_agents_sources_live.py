@@ -16,9 +16,9 @@ from live_pipelines import AUDIO, VIDEO, needs_gstreamer, wait_until
 from small_station import READINGS, SIZE, spec_of
 
 from device_agents.cameras.gstreamer import GstFrames, ending, fraction_of
-from device_agents.cameras.live import LiveSource
 from device_agents.cameras.v4l2 import v4l2_words
-from device_agents.inspector.pairing import Paired, pair
+from device_agents.pairing.pair import Paired, pair
+from device_agents.sources.live import LiveSource
 from device_agents.station import Source
 from device_agents.streams.pipeline import GstPipeline, Launch, is_alive, words_of
 from edge.errors import InputError, MachineError

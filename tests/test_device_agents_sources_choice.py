@@ -3,10 +3,10 @@
 import pytest
 from small_station import GOOD, spec_of, write_squares
 
-from device_agents.cameras.live import LiveSource
-from device_agents.inspector.playback import Playback
-from device_agents.inspector.sources import source_from
 from device_agents.parts import PartSource
+from device_agents.sources.choice import source_from
+from device_agents.sources.live import LiveSource
+from device_agents.sources.playback import Playback
 from device_agents.station import Source
 from edge.errors import InputError
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from small_station import BAD, CHANNELS, GOOD, spec_of, write_squares
 
-from device_agents.inspector.playback import Playback
 from device_agents.parts import iso_of
+from device_agents.sources.playback import Playback
 from device_agents.station import Source
 from edge.errors import InputError
 from edge.sample import Channel

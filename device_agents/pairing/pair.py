@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agents.inspector.plausible import Plausibility
-from device_agents.inspector.resample import PASS_BAND, resampler_for
+from device_agents.pairing.plausible import Plausibility
+from device_agents.pairing.resample import PASS_BAND, resampler_for
 from device_agents.parts import Reading, Shot
 from edge.errors import InputError
 from edge.model_spec import ModelSpec, SensorInput
