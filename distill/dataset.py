@@ -24,7 +24,9 @@ Progress = Callable[[str], Callable[[Sequence[int]], Iterable[int]]]
 
 STRIDE = 16  # pixels of the image per token and per cell of the anomaly map, each way
 TRAIN_SPLIT = "train"
-_GRAIN = 32  # image sizes are multiples of this
+_GRAIN = 32  # image sizes are multiples of this,
+_COARSE_GRAIN = 128  # or of this, where the image is so large that attention goes by windows:
+_LARGE_PIXELS = 1 << 17  # the map's grid must then be cut evenly
 _LARGEST_SIDE = 4096
 _SIZES_LOOKED_AT = 32
 _SHAPE_WEIGHT = 2.0  # a distorted part is worse than one seen a little smaller
@@ -129,7 +131,7 @@ def check_readable(
 
 
 def image_input_for(shapes_HW: Sequence[tuple[int, int]], pixel_budget: int) -> ImageInput:
-    """Choose a size, in multiples of 32, near the images' own shape and the pixel budget.
+    """Choose a size, in multiples of 32 (large ones: 128), near the images' shape and the budget.
 
     Images are not blown up: where they hold fewer pixels than the budget, theirs is the budget.
     """
@@ -137,14 +139,16 @@ def image_input_for(shapes_HW: Sequence[tuple[int, int]], pixel_budget: int) -> 
     own_pixels = float(np.median([height * width for height, width in shapes_HW]))
     budget = min(pixel_budget, max(own_pixels, _GRAIN * _GRAIN))
 
+    grain = _COARSE_GRAIN if budget >= _LARGE_PIXELS else _GRAIN
+
     def misfit(height: int) -> tuple[float, ImageInput]:
-        width = max(_GRAIN, round(height * aspect / _GRAIN) * _GRAIN)
+        width = max(grain, round(height * aspect / grain) * grain)
         shape = abs(math.log(width / height / aspect))
         return _SHAPE_WEIGHT * shape + abs(math.log(height * width / budget)), ImageInput(
             height, width
         )
 
-    sizes = [misfit(height) for height in range(_GRAIN, _LARGEST_SIDE + 1, _GRAIN)]
+    sizes = [misfit(height) for height in range(grain, _LARGEST_SIDE + 1, grain)]
     return min(sizes, key=lambda pair: pair[0])[1]
 
 

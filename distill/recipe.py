@@ -76,14 +76,19 @@ class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StudentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The student's shape."""
+    """The student's shape. With `image_depth` 0, image and sensor meet from the first block on."""
 
     stem: Literal["efficientnet_lite0", "patch"]
     width: Annotated[int, Meta(ge=8, multiple_of=8)]
     heads: Count
+    hidden: Count  # width of the MLPs
     image_depth: CountOrNone  # blocks over image tokens alone
     sensor_depth: CountOrNone  # blocks over sensor tokens alone
     joint_depth: Count  # blocks over both together
+    experts: CountOrNone  # MLPs to choose from in each joint block; 0: one dense MLP
+    window_tokens: CountOrNone  # image tokens that attend to each other, at most; 0: all to all
+    global_every: Count  # each so many blocks, and the last, attend over all windows
+    gated: bool  # windowed blocks mix in what the other windows hold, by a learned share
     dropout: BelowOne
     token_noise: Amount  # while training, of the image tokens' own standard deviation
 

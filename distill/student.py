@@ -17,6 +17,7 @@ F teacher features.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from distill.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
 from distill.recipe import Recipe
 from distill.relation import COMPONENTS, Relation
 from distill.spectral import SpectralFrames
+from distill.trunk import MASKED, BlockShape, Trunk, layout_for
 from edge.model_spec import ModelSpec, SensorInput
 
 HEADS = ("heads", "teacher_features")
@@ -37,6 +39,7 @@ EMBEDDINGS = ("image_tokens", "sensor_tokens")
 """Submodules that turn input into tokens; they stay float too (a third of INT8's score error)."""
 
 _TOP_CELLS = 3
+_RATE_FEATURES = 8
 _TOKEN_DEVIATION = 0.02  # of fresh learned tokens and positions
 _MAP_TRUST = 0.5  # evidence per log odds of the strongest cells, to begin with
 _RELATION_TRUST = 2.0
@@ -78,40 +81,13 @@ class PatchStem(nn.Module):
         return F.pixel_unshuffle(x_B3HW, STRIDE)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """Return tokens of the same shape."""
-        mixed_BND: Tensor = self.project(self._attention(self.norm_attention(x_BND)))
-        x_BND = x_BND + self.dropout(mixed_BND)
-        hidden_BND: Tensor = self.down(F.gelu(self.up(self.norm_mlp(x_BND))))
-        dropped_BND: Tensor = self.dropout(hidden_BND)
-        return x_BND + dropped_BND
-
-    def _attention(self, x_BND: Tensor) -> Tensor:
-        batch, tokens, width = x_BND.shape
-        head_width = width // self.heads
-        qkv: Tensor = self.qkv(x_BND).reshape(batch, tokens, 3, self.heads, head_width)
-        q_BMNQ, k_BMNQ, v_BMNQ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        logits_BMNN: Tensor = (q_BMNQ * head_width**-0.5) @ k_BMNQ.transpose(-2, -1)
-        mixed_BMNQ = torch.softmax(logits_BMNN, -1) @ v_BMNQ
-        return mixed_BMNQ.transpose(1, 2).reshape(batch, tokens, width)
-
-
 class SensorTokens(nn.Module):
-    """A window becomes one token per channel and stretch of time."""
+    """A window becomes one token per channel and stretch of time.
+
+    Each token is told which channel it is of, when it was, and at what rate it was sampled.
+    """
+
+    rate_CR: Tensor
 
     def __init__(self, sensor: SensorInput, recipe: Recipe) -> None:
         super().__init__()
@@ -120,16 +96,19 @@ class SensorTokens(nn.Module):
             channels, sensor.samples, recipe.sensor.frame_samples, recipe.sensor.time_tokens
         )
         self.project = nn.Linear(self.frames.size, width)
+        self.rate = nn.Linear(_RATE_FEATURES, width)
         self.channel = _learned(1, channels, 1, width)
         self.time = _learned(1, 1, self.frames.tokens, width)
-        self.absent = _learned(1, 1, width)
+        rates_C = torch.tensor([channel.rate_hz for channel in sensor.channels])
+        self.register_buffer("rate_CR", rate_features(rates_C))
+        self.tokens = channels * self.frames.tokens
 
-    def forward(self, frames_BCNE: Tensor, present_B11: Tensor) -> Tensor:
+    def forward(self, frames_BCNE: Tensor) -> Tensor:
         """Return tokens [B, C * N, D] of the window's spectra (`frames`)."""
         x_BCND: Tensor = self.project(frames_BCNE)
-        x_BND = x_BCND.flatten(1, 2)
-        place_1ND = (self.channel + self.time).flatten(1, 2)
-        return present_B11 * x_BND + (1.0 - present_B11) * self.absent + place_1ND
+        rate_1C1D = self.rate(self.rate_CR)[None, :, None]
+        placed_BCND: Tensor = x_BCND + self.channel + self.time + rate_1C1D
+        return placed_BCND.flatten(1, 2)
 
 
 class ImageTokens(nn.Module):
@@ -145,15 +124,14 @@ class ImageTokens(nn.Module):
         self.register_buffer("scale_S", torch.ones(stem_size))
         self.project = nn.Linear(stem_size, width)
         self.place = _learned(1, cells, width)
-        self.absent = _learned(1, 1, width)
         self.noise = recipe.student.token_noise
 
-    def forward(self, stem_BGS: Tensor, present_B11: Tensor) -> Tensor:
+    def forward(self, stem_BGS: Tensor) -> Tensor:
         """Return tokens [B, G, D]."""
         x_BGD: Tensor = self.project((stem_BGS - self.mean_S) / self.scale_S)
         if self.training and self.noise:
             x_BGD = x_BGD + torch.randn_like(x_BGD) * (self.noise * x_BGD.detach().std())
-        return present_B11 * x_BGD + (1.0 - present_B11) * self.absent + self.place
+        return x_BGD + self.place
 
 
 class Heads(nn.Module):
@@ -191,17 +169,24 @@ class Student(nn.Module):
         super().__init__()
         shape = recipe.student
         self.grid = (spec.map_height, spec.map_width)
-        cells = spec.map_height * spec.map_width
+        self.cells = spec.map_height * spec.map_width
         self.stem = LiteStem() if shape.stem == "efficientnet_lite0" else PatchStem()
-        self.image_tokens = ImageTokens(self.stem.size, cells, recipe)
+        self.image_tokens = ImageTokens(self.stem.size, self.cells, recipe)
         self.sensor_tokens = SensorTokens(spec.sensor, recipe) if spec.sensor else None
         self.relation = self._relation_to(spec.sensor) if spec.sensor else None
         self.image_summary = _learned(1, 1, shape.width)
         self.sensor_summary = _learned(1, 1, shape.width)
         self.summary = _learned(1, 1, shape.width)
-        self.image_blocks = _blocks(shape.image_depth, recipe)
-        self.sensor_blocks = _blocks(shape.sensor_depth if spec.sensor else 0, recipe)
-        self.joint_blocks = _blocks(shape.joint_depth, recipe)
+        self.fused = shape.image_depth == 0
+        sensor_tokens = self.sensor_tokens.tokens if self.sensor_tokens else 0
+        prefix = 2 + (1 + sensor_tokens if self.sensor_tokens else 0)
+        self.image_blocks = _trunk(shape.image_depth, 1, self.grid, recipe)
+        self.sensor_blocks = _trunk(
+            shape.sensor_depth if spec.sensor else 0, 1 + sensor_tokens, (0, 0), recipe
+        )
+        self.joint_blocks = _trunk(
+            shape.joint_depth, prefix, self.grid, recipe, experts=shape.experts
+        )
         self.image_norm = nn.LayerNorm(shape.width)
         self.sensor_norm = nn.LayerNorm(shape.width)
         self.joint_norm = nn.LayerNorm(shape.width)
@@ -237,26 +222,49 @@ class Student(nn.Module):
         if present_B2 is None:
             present_B2 = torch.ones_like(stem_BGS[:, 0, :2])
         has_image_B1, has_sensor_B1 = present_B2[:, :1], present_B2[:, 1:]
-        image_BND = self._with(
-            self.image_summary, self.image_tokens(stem_BGS, has_image_B1[:, None])
-        )
-        image_BND = self.image_blocks(image_BND)
-        everything = [self.summary.expand(len(stem_BGS), -1, -1), image_BND]
-        sensor_BND = relation_BP = None
+        image_BND = self._with(self.image_summary, self.image_tokens(stem_BGS))
+        image_BND = self.image_blocks(image_BND, _bias(has_image_B1, 1, self.cells))
+        prefix = [self.summary.expand(len(stem_BGS), -1, -1), image_BND[:, :1]]
+        relation_BP = None
         if self.sensor_tokens is not None:
             assert sensor_BCT is not None
             assert self.relation is not None
             frames_BCNE = self.sensor_tokens.frames(sensor_BCT)
             both_B1 = has_image_B1 * has_sensor_B1
             relation_BP = both_B1 * self.relation(stem_BGS.mean(1), part_spectrum(frames_BCNE))
-            tokens_BND = self.sensor_tokens(frames_BCNE, has_sensor_B1[:, None])
-            sensor_BND = self.sensor_blocks(self._with(self.sensor_summary, tokens_BND))
-            everything.append(sensor_BND)
-        joint_BND = self.joint_blocks(torch.cat(everything, 1))
-        summaries = [self.joint_norm(joint_BND[:, 0]), self.image_norm(image_BND[:, 0])]
-        if sensor_BND is not None:
-            summaries.append(self.sensor_norm(sensor_BND[:, 0]))
-        return self._heads(self.image_norm(image_BND[:, 1:]), summaries, relation_BP, present_B2)
+            sensor_BND = self._with(self.sensor_summary, self.sensor_tokens(frames_BCNE))
+            bias_B11N = _bias(has_sensor_B1, 1, self.sensor_tokens.tokens)
+            prefix.append(self.sensor_blocks(sensor_BND, bias_B11N))
+        joint_BND = self.joint_blocks(
+            torch.cat([*prefix, image_BND[:, 1:]], 1), self._joint_bias(present_B2)
+        )
+        summaries, cells_BGD = self._summaries(joint_BND, prefix, image_BND)
+        return self._heads(self.image_norm(cells_BGD), summaries, relation_BP, present_B2)
+
+    def _joint_bias(self, present_B2: Tensor) -> Tensor:
+        """Mask the sensor's tokens and the image's where they were not measured."""
+        image_B11G = _bias(present_B2[:, :1], 0, self.cells)
+        if self.sensor_tokens is None:
+            return torch.cat([torch.zeros_like(image_B11G[..., :2]), image_B11G], -1)
+        # Both summaries, the sensor's own summary, then its tokens.
+        return torch.cat([_bias(present_B2[:, 1:], 3, self.sensor_tokens.tokens), image_B11G], -1)
+
+    def _summaries(
+        self, joint_BND: Tensor, prefix: list[Tensor], image_BND: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the summaries of both, of the image and of the sensor, and the image's cells.
+
+        Where image and sensor met from the first block on, all of them are read at its end;
+        else those of one modality come from before they met.
+        """
+        norms = [self.joint_norm, self.image_norm, self.sensor_norm]
+        if self.fused:
+            read = [joint_BND[:, place] for place in range(len(prefix))]
+            cells_BGD = joint_BND[:, -self.cells :]
+        else:
+            read = [joint_BND[:, 0], *(tokens_BND[:, 0] for tokens_BND in prefix[1:])]
+            cells_BGD = image_BND[:, 1:]
+        return [norm(x_BD) for norm, x_BD in zip(norms, read, strict=False)], cells_BGD
 
     def _heads(
         self,
@@ -320,9 +328,28 @@ def _where_present(evidence_B1: Tensor, floor: Tensor, present_B1: Tensor) -> Te
     return present_B1 * evidence_B1 + (1.0 - present_B1) * floor
 
 
-def _blocks(depth: int, recipe: Recipe) -> nn.Sequential:
+def rate_features(rates_C: Tensor) -> Tensor:
+    """Return [C, R]: sines and cosines of the rate's logarithm, from one decade to a tenth."""
+    octaves_CF = (
+        torch.log10(rates_C.float())[:, None] * torch.tensor([0.5, 1.0, 2.0, 4.0]) * math.tau
+    )
+    return torch.cat([torch.sin(octaves_CF), torch.cos(octaves_CF)], 1)
+
+
+def _trunk(
+    depth: int, prefix: int, grid: tuple[int, int], recipe: Recipe, *, experts: int = 0
+) -> Trunk:
     shape = recipe.student
-    return nn.Sequential(*(Block(shape.width, shape.heads, shape.dropout) for _ in range(depth)))
+    blocks = BlockShape(shape.width, shape.heads, shape.hidden, experts, shape.gated, shape.dropout)
+    layout = layout_for(prefix, grid, shape.window_tokens)
+    return Trunk(depth, blocks, layout, global_every=shape.global_every)
+
+
+def _bias(present_B1: Tensor, always: int, tokens: int) -> Tensor:
+    """Return the keys' bias [B, 1, 1, always + tokens]: the first `always` are always there."""
+    masked_B111 = ((1.0 - present_B1) * MASKED)[:, None, None]
+    masked = masked_B111.expand(-1, -1, -1, tokens)
+    return torch.cat([torch.zeros_like(masked_B111).expand(-1, -1, -1, always), masked], -1)
 
 
 def _learned(*shape: int) -> nn.Parameter:

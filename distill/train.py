@@ -35,6 +35,7 @@ from distill.dataset import (
     require_normal_parts,
     spec_for,
 )
+from distill.init_from import refuse_unfit, start_from
 from distill.losses import losses_of, weighted_sum
 from distill.recipe import Recipe, TrainRecipe
 from distill.student import Student, part_spectrum
@@ -52,10 +53,11 @@ _VERSIONS_OF = ("torch", "numpy", "orin-inspect")
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where a run goes, and where it lives until it is done."""
+    """Where a run comes from, where it goes, and where it lives until it is done."""
 
     final: Path
     targets: Path | None = None  # None: inside the run
+    init_from: Path | None = None  # public weights that the student starts from
 
     @property
     def unfinished(self) -> Path:
@@ -74,6 +76,7 @@ class Progression:
     optimizer: torch.optim.Optimizer
     epochs_done: int = 0
     losses_by_epoch: list[dict[str, float]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # what a person should know of the start
 
 
 def distill(
@@ -85,15 +88,17 @@ def distill(
     """
     parts = training_parts(recording, recipe)
     require_normal_parts(recording, recipe.threshold.split)
+    student = fresh_student(parts, recipe)
+    if folders.init_from is not None:
+        refuse_unfit(student, folders.init_from)  # before the files are read, not after
     held_out = recording.rows_in(recipe.threshold.split)
     check_readable(recording, (*parts.rows, *held_out), parts.spec, progress)
     _begin(folders, recipe)
-    student = fresh_student(parts, recipe)
     targets_folder = folders.targets or folders.unfinished / "targets"
     targets = targets_in(targets_folder, parts, recipe, student, progress)
     batches = Batches(Copies(parts, recipe), targets)
 
-    state = _start_or_resume(folders.unfinished, student, targets, batches)
+    state = _start_or_resume(folders, student, targets, batches)
     steps = batches.steps_per_epoch * (recipe.train.epochs - state.epochs_done)
     ticks = iter(progress("training")(range(steps)))
     for epoch in range(state.epochs_done, recipe.train.epochs):
@@ -106,7 +111,7 @@ def distill(
     scorer = StudentScorer(student, parts.spec)
     rule, remarks = rule_for(scorer, recording, recipe.threshold, progress)
     spec = msgspec.structs.replace(parts.spec, rule=rule)
-    record = _record_of(parts, recipe, spec, state, tuple(remarks))
+    record = _record_of(parts, recipe, spec, state, (*state.remarks, *remarks))
     write_run(folders.unfinished, student, record)
     _finish(folders)
     return record
@@ -132,12 +137,12 @@ def make_room(folders: RunFolders, recipe: Recipe, *, resume: bool, force: bool)
             found="none",
             do="Leave out --resume to begin one.",
         )
-    if resume and noted.read_bytes() != msgspec.json.encode(recipe):
+    if resume and noted.read_bytes() != _beginning(folders, recipe):
         raise InputError(
             where=folders.unfinished,
-            expected="the recipe that the run began with",
-            found="another recipe or other --set values",
-            do="Resume with the same --recipe and --set, or begin again with --force.",
+            expected="the recipe and --init-from that the run began with",
+            found="another recipe, other --set values or other weights to start from",
+            do="Resume with the same --recipe, --set and --init-from, or begin again with --force.",
         )
 
 
@@ -145,7 +150,13 @@ def _begin(folders: RunFolders, recipe: Recipe) -> None:
     """Make the folder of the unfinished run; it says which recipe a resume must have."""
     folders.unfinished.mkdir(parents=True, exist_ok=True)
     with new_file(folders.unfinished / RECIPE_FILE, force=True) as partial:
-        partial.write_bytes(msgspec.json.encode(recipe))
+        partial.write_bytes(_beginning(folders, recipe))
+
+
+def _beginning(folders: RunFolders, recipe: Recipe) -> bytes:
+    """What a resumed run must have in common with the one that was stopped."""
+    start = None if folders.init_from is None else str(folders.init_from.resolve())
+    return msgspec.json.encode({"recipe": recipe, "init_from": start})
 
 
 def epochs_done_in(folders: RunFolders) -> int:
@@ -173,21 +184,29 @@ def learning_rate_factor(step: int, steps: int, train: TrainRecipe) -> float:
 
 
 def _start_or_resume(
-    folder: Path, student: Student, targets: Targets, batches: Batches
+    folders: RunFolders, student: Student, targets: Targets, batches: Batches
 ) -> Progression:
-    """Fit the student's standardisation, or load the state after the last whole epoch."""
+    """Fit the student's standardisation and start its weights, or load the last whole epoch."""
     recipe = batches.copies.recipe.train
     learning = [weight for weight in student.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         learning, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    saved = load_epoch(folder)
+    saved = load_epoch(folders.unfinished)
     if saved is None:
         _fit_standardisation(student, targets, batches.copies)
-        return Progression(student, optimizer)
+        told = [] if folders.init_from is None else _told(student, folders.init_from)
+        return Progression(student, optimizer, remarks=told)
     student.load_state_dict(saved["student"])
     optimizer.load_state_dict(saved["optimizer"])
-    return Progression(student, optimizer, saved["epochs_done"], saved["losses_by_epoch"])
+    return Progression(
+        student, optimizer, saved["epochs_done"], saved["losses_by_epoch"], saved["remarks"]
+    )
+
+
+def _told(student: Student, weights: Path) -> list[str]:
+    """Start the student from public weights and say what became of them."""
+    return [f"started from {weights.name}: {start_from(student, weights).text()}"]
 
 
 def _fit_standardisation(student: Student, targets: Targets, copies: Copies) -> None:
@@ -257,6 +276,7 @@ def _save_epoch(folder: Path, state: Progression) -> None:
             "optimizer": state.optimizer.state_dict(),
             "epochs_done": state.epochs_done,
             "losses_by_epoch": state.losses_by_epoch,
+            "remarks": state.remarks,
         },
     )
 

@@ -31,6 +31,7 @@ QUICK = (
     "teacher.feature_size=24",
     "student.width=16",
     "student.heads=2",
+    "student.hidden=64",
     "student.image_depth=1",
     "sensor.frame_samples=32",
     "train.epochs=2",

@@ -27,6 +27,8 @@ def test_large_images_get_a_size_near_their_own_shape_and_the_budget(height, asp
 
 
 def test_long_images_stay_long_and_small_ones_stay_small():
+    large = image_input_for([(960, 1280)], 1024 * 768)
+    assert large == ImageInput(768, 1024)
     long = image_input_for([(261, 640)], 65536)
     assert (long.height, long.width) == (160, 384)
     assert image_input_for([(256, 256)], 65536) == ImageInput(256, 256)

@@ -63,9 +63,14 @@ def test_the_student_gives_the_tensors_of_its_spec(stem: str, sensor: bool, clas
         assert bounded.max() <= 1
 
 
+FUSED = ("student.stem=patch", "student.image_depth=0", "student.sensor_depth=0")
+WINDOWED = (*FUSED, "student.joint_depth=2", "student.window_tokens=6", "student.global_every=2")
+
+
+@pytest.mark.parametrize("form", [(), FUSED, WINDOWED, (*WINDOWED, "student.experts=4")])
 @pytest.mark.parametrize(("place", "name"), [(0, "image"), (1, "sensor")])
-def test_a_withheld_modality_cannot_be_felt(place: int, name: str):
-    student = student_of(spec_of())
+def test_a_withheld_modality_cannot_be_felt(place: int, name: str, form: tuple[str, ...]):
+    student = student_of(spec_of(), *form)
     shown, hidden = inputs_of(), inputs_of()
     for inputs in (shown, hidden):
         inputs.present[:, place] = 0.0

@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="keep the teacher's targets here, to share them between runs (default: in the run)",
     )
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="PATH",
+        help="start the student from public weights: a Hugging Face folder or a .safetensors file",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--force", action="store_true", help="replace an existing run")
 
@@ -43,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
     recording = Recording.open(arguments.recording)
-    folders = RunFolders(arguments.out, arguments.targets)
+    folders = RunFolders(arguments.out, arguments.targets, arguments.init_from)
     make_room(folders, recipe, resume=arguments.resume, force=arguments.force)
     try:
         record = distill(recording, recipe, folders, Progress)
