@@ -69,3 +69,14 @@ def test_a_process_that_is_gone_has_spent_nothing_and_a_busy_one_has():
         child.kill()
         child.communicate()
     assert Usage.of(child.pid) == Usage(0.0, 0)
+
+
+@pytest.mark.timeout(60)
+def test_a_second_of_the_hot_loop_ends_with_every_part_durable():
+    measured = "import json; from tests.benchmarks.hot_loop import measure as m; "
+    command = [sys.executable, "-c", measured + "print(json.dumps(m(1.0, rate=20.0)))"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["durable"] == figures["asked"] > 0
+    assert figures["p99_ms"] >= figures["p50_ms"] > 0

@@ -147,6 +147,7 @@ class InMemory:
         self.name = name
         self.parts_per_second = rate
         self.tolerance_ms = 1e3 / rate / 4
+        self.silent_after_s = 60.0
         self._first_s = first_s
         self._parts = parts
         self._frames, self._windows = frames_and_windows()

@@ -33,6 +33,7 @@ class InMemory:
         self.name = name
         self.parts_per_second = source.parts_per_second or recording.header.parts_per_second
         self.tolerance_ms = 1e3 / self.parts_per_second / 4
+        self.silent_after_s = 60.0
 
     def parts(self, stop: Event) -> Iterator[tuple[Shot, Reading]]:
         first_s, number = time.monotonic(), 0
