@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from device_agents.sensors.ring import GAP_NS, SensorRing
@@ -98,7 +98,9 @@ def test_window_over_a_dropout_is_refused_and_the_ones_beside_it_are_not():
     for moment_ms in (97, 100, 101, 120, 139, 140, 143):
         reading = ring.around(moment_ms * MS, 8)
         assert reading.fault_kind == "window_gap", moment_ms
-        assert "40.0 ms of sensor readings are missing" in reading.fault
+        assert "40.0 ms of sensor readings are missing" in reading.fault or (
+            "in a dropout" in reading.fault and 105 < moment_ms < 140
+        )
     assert ring.around(96 * MS, 8).window.values[0, -1] == 99
     after = ring.around(144 * MS, 8).window
     assert after.values[0].tolist() == list(range(100, 108))
@@ -173,6 +175,8 @@ def test_reader_and_writer_at_once_never_meet_half_a_block():
 
 
 @settings(max_examples=200, deadline=None)
+@example(blocks=[(1, 6), (1, 6), (1, 0)], room=3, moment_ms=8, samples=1)
+@example(blocks=[(1, 0), (5, 30)], room=50, moment_ms=20, samples=1)
 @given(
     blocks=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 30)), min_size=1, max_size=30),
     room=st.integers(1, 200),

@@ -83,18 +83,22 @@ class SensorRing:
             if not self._blocks:
                 return Reading(None, "no sensor reading has come yet", "stale_window")
             at_ns, number = self._block_at(moment_ns)
+            if number is None:
+                return Reading(None, "the moment lies in a dropout of the sensor", "window_gap")
             begin = number + round((moment_ns - at_ns) * self._rate_hz / 1e9 - samples / 2)
             end = begin + samples
-            fault = self._fault_of(begin, end)
+            fault = self._fault_of(number, begin, end)
             if fault is not None:
                 return fault
             middle_ns = at_ns + round((begin + samples / 2 - number) * 1e9 / self._rate_hz)
             places = np.arange(begin, end) % self._room
             return Reading(Window(self._values[:, places], self._channels, middle_ns))
 
-    def _fault_of(self, begin: int, end: int) -> Reading | None:
+    def _fault_of(self, dated: int, begin: int, end: int) -> Reading | None:
+        """Say what is missing of a window whose times were counted from reading `dated`."""
         for number, length_ns in self._gaps:
-            if begin < number < end:
+            # Also where the window lies wholly behind the gap, but was counted from before it.
+            if min(begin, dated) < number < end:
                 why = f"{length_ns / 1e6:.1f} ms of sensor readings are missing inside the window"
                 return Reading(None, why, "window_gap")
         if end > self._written:
@@ -108,16 +112,18 @@ class SensorRing:
             return Reading(None, why, "window_gone")
         return None
 
-    def _block_at(self, moment_ns: int) -> tuple[int, int]:
-        """Return the last block that begins at or before the moment, else the first."""
+    def _block_at(self, moment_ns: int) -> tuple[int, int | None]:
+        """Return time and number of the last block that begins by then, else of the first.
+
+        No number where the moment lies in a dropout.
+        """
         after = bisect_right(self._blocks, moment_ns, key=lambda block: block[0])
         at_ns, number = self._blocks[max(0, after - 1)]
         if after < len(self._blocks):
-            # Inside a dropout the moment is the dropout's place: no window around it is whole.
             following = self._blocks[after][1]
             ends_ns = at_ns + round((following - number) * 1e9 / self._rate_hz)
             if moment_ns > ends_ns + GAP_NS:
-                return moment_ns, following
+                return moment_ns, None
         return at_ns, number
 
     def _note_gap(self, at_ns: int) -> None:
