@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from distill.recipe import Recipe
-from distill.student import Student
+from distill.students.student import Student
 from edge.artefact import digest_of_file
 from edge.errors import InputError
 from edge.model_spec import ModelSpec

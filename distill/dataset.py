@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from distill.features.spectral import MIN_READINGS
 from distill.recipe import Recipe
-from distill.spectral import MIN_READINGS
 from edge.errors import InputError
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
 from edge.prepare import image_tensor, sensor_tensor

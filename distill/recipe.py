@@ -94,7 +94,7 @@ class StudentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LossRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Weights of what the student learns together (see `distill.losses`)."""
+    """Weights of what the student learns together (see `distill.training.losses`)."""
 
     classes: Amount
     score: Amount

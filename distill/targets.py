@@ -39,12 +39,12 @@ from distill.augment import (
     varied_picture,
     varied_window,
 )
-from distill.backbone import Backbone, backbone_named
 from distill.dataset import STRIDE, Progress, TrainingParts
-from distill.label_head import held_out_probabilities
 from distill.recipe import Recipe
-from distill.student import Student
-from distill.teacher import BATCH_IMAGES, Teacher, fit_teacher, image_batch
+from distill.students.student import Student
+from distill.teachers.backbone import Backbone, backbone_named
+from distill.teachers.label_head import held_out_probabilities
+from distill.teachers.teacher import BATCH_IMAGES, Teacher, fit_teacher, image_batch
 from edge.artefact import digest_of_bytes, new_file
 from edge.errors import InputError
 

@@ -17,7 +17,6 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from distill.batches import Batches
 from distill.checkpoint import (
     EPOCH_FILE,
     RECORD_FILE,
@@ -35,12 +34,13 @@ from distill.dataset import (
     require_normal_parts,
     spec_for,
 )
-from distill.init_from import refuse_unfit, start_from
-from distill.losses import losses_of, weighted_sum
+from distill.evaluation.thresholds import rule_for
 from distill.recipe import Recipe, TrainRecipe
-from distill.student import Student, part_spectrum
+from distill.students.init_from import refuse_unfit, start_from
+from distill.students.student import Student, part_spectrum
 from distill.targets import Copies, Targets, targets_in
-from distill.thresholds import rule_for
+from distill.training.batches import Batches
+from distill.training.losses import losses_of, weighted_sum
 from edge.artefact import check_free, new_file
 from edge.errors import AnswerIsNo, InputError
 from edge.recording.format import Recording

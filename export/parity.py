@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.metrics import auroc
+from distill.evaluation.metrics import auroc
 from edge.bundle import Parity
 from edge.errors import AnswerIsNo
 from edge.recording.format import Recording, SampleRow

@@ -7,8 +7,8 @@ import torch
 from small_distillation import VIBRATION
 
 from distill.recipe import load_recipe, recipe_names
-from distill.student import Student
-from distill.trunk import Experts, tokens_per_expert
+from distill.students.student import Student
+from distill.students.trunk import Experts, tokens_per_expert
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
 from export.compile_check import compile_check, missing_packages
 from export.onnx_graph import fp32_onnx_from_student

@@ -24,7 +24,7 @@ from small_distillation import (
 from transformers import Dinov2Config, Dinov2Model
 
 from distill.checkpoint import checkpoint_from_run, read_record, scorer_from_run
-from distill.evaluate import evaluation_of
+from distill.evaluation.evaluate import evaluation_of
 from distill.recipe import load_recipe
 from distill.targets import targets_in
 from distill.train import (

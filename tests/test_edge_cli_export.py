@@ -11,7 +11,7 @@ from torch import nn
 from distill.checkpoint import RECORD_FILE, RunRecord, write_run
 from distill.dataset import spec_for
 from distill.recipe import load_recipe
-from distill.student import Student
+from distill.students.student import Student
 from edge.bundle import Bundle, problems_of
 from edge.cli.main import main
 from edge.prepare import model_inputs

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from distill.evaluate import Evaluation, Measured
-    from distill.metrics import Rate
+    from distill.evaluation.evaluate import Evaluation, Measured
+    from distill.evaluation.metrics import Rate
     from edge.model_spec import ModelSpec
     from edge.recording.format import Recording
     from edge.scorer import Scorer
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score the split and print the figures; remarks go to standard error."""
     import msgspec
 
-    from distill.evaluate import evaluation_from, measured_on, remarks_on
+    from distill.evaluation.evaluate import evaluation_from, measured_on, remarks_on
     from edge.artefact import check_free
     from edge.cli.progress import Progress
     from edge.recording.contact_sheet import PNG_MAGIC
@@ -91,7 +91,7 @@ def _draw(
     threshold: float,
     arguments: argparse.Namespace,
 ) -> None:
-    from distill.report import evaluation_sheet
+    from distill.evaluation.report import evaluation_sheet
     from edge.artefact import new_file
     from edge.recording.contact_sheet import PNG_MAGIC
 

@@ -17,7 +17,7 @@ from edge.errors import InputError
 from edge.recording.format import Recording, SampleRow
 
 if TYPE_CHECKING:
-    from distill.student import Student
+    from distill.students.student import Student
     from edge.reference import Reference
     from edge.scorer import Scorer
     from export.calibration import CalibrationSet
@@ -109,7 +109,7 @@ def _write_models(
     folder: Path, student: Student, calibration: CalibrationSet, convolutions: bool
 ) -> list[str]:
     """Write both ONNX files; return the names of the nodes that compute on int8."""
-    from distill.student import EMBEDDINGS, HEADS
+    from distill.students.student import EMBEDDINGS, HEADS
     from export.onnx_graph import fp32_onnx_from_student
     from export.quantize import int8_onnx_from_qdq, qdq_from_student
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.spectral import SpectralFrames, windowed_dft
+from distill.features.spectral import SpectralFrames, windowed_dft
 
 
 def test_the_matrix_product_is_the_fourier_transform():

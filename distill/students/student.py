@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
 from distill.dataset import STRIDE
-from distill.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
+from distill.features.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
+from distill.features.spectral import SpectralFrames
 from distill.recipe import Recipe
-from distill.relation import COMPONENTS, Relation
-from distill.spectral import SpectralFrames
-from distill.trunk import MASKED, BlockShape, Trunk, layout_for
+from distill.students.relation import COMPONENTS, Relation
+from distill.students.trunk import MASKED, BlockShape, Trunk, layout_for
 from edge.model_spec import ModelSpec, SensorInput
 
 HEADS = ("heads", "teacher_features")

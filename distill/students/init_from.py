@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
 from distill.dataset import STRIDE
-from distill.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE
-from distill.student import PatchStem, Student
-from distill.trunk import Attention, Block, Experts, Mlp
+from distill.features.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE
+from distill.students.student import PatchStem, Student
+from distill.students.trunk import Attention, Block, Experts, Mlp
 from edge.errors import InputError
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks)\.(\d+)\.(.+)\.(weight|bias|lambda1|gamma)$")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from small_distillation import Order, quick_recipe, silent, small_recording
 
-from distill.batches import Batches
 from distill.targets import Copies, targets_in
 from distill.train import fresh_student, training_parts
+from distill.training.batches import Batches
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from small_distillation import edge, here, quick_recipe, quick_words, small_recording
-from test_distill_student import inputs_of, spec_of
+from test_distill_students_student import inputs_of, spec_of
 
-from distill.init_from import resized_kernel, source_block, start_from
-from distill.student import Student
-from distill.trunk import Experts
+from distill.students.init_from import resized_kernel, source_block, start_from
+from distill.students.student import Student
+from distill.students.trunk import Experts
 from edge.errors import InputError
 
 FUSED = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
-from distill.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
+from distill.features.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
 from edge.artefact import digest_of_bytes, digest_of_file
 from edge.errors import InputError, MachineError
 

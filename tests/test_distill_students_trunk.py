@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from distill.trunk import (
+from distill.students.trunk import (
     MASKED,
     Attention,
     BlockShape,

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.losses import Lesson
 from distill.recipe import Recipe
 from distill.targets import Copies, Targets
+from distill.training.losses import Lesson
 
 _ALL, _IMAGE_ALONE, _SENSOR_ALONE = range(3)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_distillation import VIBRATION, quick_recipe
 
-from distill.student import HEADS, Student, soft_maximum
+from distill.students.student import HEADS, Student, soft_maximum
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from distill.normal_memory import CrossFittedMemory, calibration_of, memory_of
+from distill.teachers.normal_memory import CrossFittedMemory, calibration_of, memory_of
 
 
 def test_the_memory_is_bounded_and_covers_what_it_saw():

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.backbone import Backbone
 from distill.dataset import STRIDE, Progress, TrainingParts, evenly, folds_by_group
-from distill.normal_memory import Calibration, CrossFittedMemory, calibration_of
+from distill.features.spectral import SpectralFrames
 from distill.recipe import Recipe
-from distill.spectral import SpectralFrames
+from distill.teachers.backbone import Backbone
+from distill.teachers.normal_memory import Calibration, CrossFittedMemory, calibration_of
 
 BATCH_IMAGES = 16
 _FOLDS = 2

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.metrics import aupro, auroc, clopper_pearson
+from distill.evaluation.metrics import aupro, auroc, clopper_pearson
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))

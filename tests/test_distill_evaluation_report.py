@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from distill.evaluate import Measured
-from distill.report import evaluation_sheet
+from distill.evaluation.evaluate import Measured
+from distill.evaluation.report import evaluation_sheet
 from edge.recording.contact_sheet import MARK
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.relation import COMPONENTS, Relation
+from distill.students.relation import COMPONENTS, Relation
 
 KINDS, STEM, SPECTRUM = 3, 20, 12
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from distill.evaluate import Measured
+from distill.evaluation.evaluate import Measured
 from edge.recording.contact_sheet import (
     BACKGROUND,
     CELL_PX,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distill.dataset import Progress
-from distill.metrics import Rate, aupro, auroc, clopper_pearson
-from distill.thresholds import support_remark
+from distill.evaluation.metrics import Rate, aupro, auroc, clopper_pearson
+from distill.evaluation.thresholds import support_remark
 from edge.errors import InputError, nearest_hint
 from edge.model_spec import ImageInput, ModelSpec
 from edge.prepare import MODALITIES, channels_text, model_inputs

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
 from distill.recipe import LossRecipe
-from distill.student import Reading
+from distill.students.student import Reading
 
 
 @dataclass(frozen=True)

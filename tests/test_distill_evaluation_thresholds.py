@@ -1,6 +1,6 @@
 import pytest
 
-from distill.thresholds import HeldOutScore, support_remark, threshold_of
+from distill.evaluation.thresholds import HeldOutScore, support_remark, threshold_of
 
 
 def scores(parts: int) -> list[HeldOutScore]:

@@ -13,8 +13,8 @@ from transformers import (
     ViTModel,
 )
 
-from distill.backbone import backbone_named
-from distill.efficientnet_lite import imagenet_trunk
+from distill.features.efficientnet_lite import imagenet_trunk
+from distill.teachers.backbone import backbone_named
 from edge.errors import InputError
 
 

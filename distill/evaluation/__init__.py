@@ -1,0 +1,1 @@
+"""How good a student is: metrics, thresholds, and the sheet to look at."""

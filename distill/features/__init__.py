@@ -1,0 +1,1 @@
+"""What a picture and a sensor window are seen through: fixed networks and spectra."""

@@ -1,0 +1,1 @@
+"""The student: what it is made of, and where it may start from."""
