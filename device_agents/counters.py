@@ -1,7 +1,8 @@
 """Every counter that the agents keep, and what it means. Health sends them, metrics explain them.
 
 Counters grow within one `station_epoch` and start at 0 with a new one. An agent that counts
-something new adds its line here; a test holds this table against the code.
+something new adds its line here; a test holds this table against the code. What is counted need
+not be logged each time: `is_worth_a_line` says when.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ EVENTS = {
     "image_only": "parts judged by the image alone, by the threshold for that",
     **{f"image_only_{kind}": f"of these: {why}" for kind, why in UNPAIRED.items()},
     "frames_lost": "frames that a camera or its pipeline lost before they came here",
+    "sensor_gaps": "dropouts of a live sensor: times that readings were lost before they came here",
     "late_frames": "frames that came more than a part period after their time",
     "over_budget": "parts whose record was durable only after loop.budget_ms",
     "source_failures": "times that a source of frames failed; it is tried again",
@@ -91,3 +93,8 @@ PEAKS_MS = {
 }
 
 COUNTERS = {**DECISIONS, **LOSSES, **INVALID, **EVENTS, **PEAKS_MS}
+
+
+def is_worth_a_line(count: int) -> bool:
+    """Tell whether the n-th event of a kind is logged: the first ten, then every hundredth."""
+    return count <= 10 or count % 100 == 0

@@ -39,6 +39,7 @@ class Reading:
     window: Window | None
     fault: str = ""  # why there is no window, where something was wrong with it
     fault_kind: str = "window_unreadable"  # the counter's name of that fault
+    gaps_before: int = 0  # dropouts of this source's sensor since the reading before it
 
 
 class PartSource(Protocol):

@@ -22,6 +22,12 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 PortOrNone = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+# Keys of a source that mean nothing for the other kinds.
+_RECORDING_ONLY = ("split", "parts_per_second", "repeat")
+_CAMERA_ONLY = (
+    *("width", "height", "frames_per_second", "delay_ms", "stalled_after_s"),
+    *("sensor_gstreamer", "sensor_scale"),
+)
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,17 +62,8 @@ class Loop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the inspector spends its time."""
 
     queue: Count = 8  # frames that may wait to be inspected, all sources together
-    deadline_ms: NotNegative = (
-        5.0  # how long a frame waits here for a batch to fill; batch 1: no wait
-    )
+    deadline_ms: NotNegative = 5.0  # how long one waits for a batch to fill; batch 1: no wait
     budget_ms: Positive = 100.0  # frame in memory to record on disk; above it is `over_budget`
-
-
-_RECORDING_ONLY = ("split", "parts_per_second", "repeat")
-_CAMERA_ONLY = (
-    *("width", "height", "frames_per_second", "delay_ms", "stalled_after_s"),
-    *("sensor_gstreamer", "sensor_scale"),
-)
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,9 +80,8 @@ class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str = "outbox.sqlite"
     max_rows: Count = 500_000
-    max_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = (
-        512 << 20
-    )  # of pages on disk, SQLite's own included; the journal on top
+    # Of pages on disk, SQLite's own included; the journal on top.
+    max_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = 512 << 20
 
 
 class Pictures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,6 +175,11 @@ def station_from_toml(path: Path) -> StationFile:
             key_password_file=absolute(broker.key_password_file),
         ),
     )
+
+
+def table_of(source_name: str) -> str:
+    """Return the table that a source stands in, as errors name it."""
+    return "source" if source_name == "main" else f"sources.{source_name}"
 
 
 def _refuse_contradictions(path: Path, station: StationFile) -> None:

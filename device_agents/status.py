@@ -29,6 +29,7 @@ _NAMES: dict[type, str] = {
     Health: "health",
 }
 _ROOM_BYTES = 32 << 10  # a Health with every counter and many sources has about 6 KiB
+FRESH_S = 10.0  # a status that was written longer ago tells of an agent that ended or hangs
 _READS = 3  # of a file that is just being written
 _LAST_WORDS = ("stopped", "failed")
 

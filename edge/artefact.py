@@ -113,10 +113,11 @@ def digest_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def digest_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits, read in bounded memory."""
+def digest_of_file(path: Path, *, skip: int = 0) -> str:
+    """Return a file's SHA-256, without its first `skip` bytes, read in bounded memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
+        file.seek(skip)
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

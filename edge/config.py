@@ -119,7 +119,7 @@ def _wrong_value(
             where=where, expected=f"the key {missing}", found="nothing", do=f"Add {missing}."
         )
     else:
-        expected, found = f"valid values for {key or kind.__name__}", None
+        expected, found = f"valid values for {key or 'this file'}", None
     shown = message.replace("`", "'") if found is None else repr(found)[:200]
     return InputError(where=where, expected=expected, found=shown, do=do)
 
@@ -188,7 +188,7 @@ def _refuse_unknown_keys(
         if key not in fields:
             raise InputError(
                 where=where,
-                expected=f"a key of {kind.__name__}",
+                expected=f"a key of [{prefix[:-1]}]" if prefix else "a key of this file",
                 found=f"unknown key '{prefix}{key}'",
                 do=nearest_hint(key, fields),
             )

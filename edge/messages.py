@@ -116,7 +116,10 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
         Literal["online", "offline"],
         means("`offline` comes from the broker too, when the station vanished."),
     ]
-    since: Annotated[Utc | None, means("When it connected, in UTC; null in the last will.")] = None
+    since: Annotated[
+        Utc | None,
+        means("When it said so, in UTC; null in the last will, and until its clock is set."),
+    ] = None
     schema: SchemaNumber = SCHEMA
 
 

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,12 @@ def wait_until(condition, within_s=5.0):
     while not condition() and time.monotonic() < deadline_s:
         time.sleep(0.02)
     return condition()
+
+
+def is_alive(process_id):
+    """Tell whether a process runs: there, and no zombie."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

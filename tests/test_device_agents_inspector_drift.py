@@ -82,7 +82,7 @@ def flags_after(drift: Drift, count: int, seed: int = 1, **shift) -> set[str]:
     rng = np.random.default_rng(seed)
     for _ in range(count):
         sample, scores = part(rng, **shift)
-        drift.see(sample, scores, judged(scores))
+        drift.see(Paired(sample), scores, judged(scores))
     return set(drift.flags)
 
 
@@ -116,7 +116,7 @@ def test_no_drift_raises_no_flag_over_thousands_of_parts_and_small_references():
         drift = Drift(reference_of_parts([part(rng) for _ in range(normals)]), SPEC)
         for _ in range(1_500):
             sample, scores = part(rng)
-            told += bool(drift.see(sample, scores, judged(scores)))
+            told += bool(drift.see(Paired(sample), scores, judged(scores)))
     assert told == 0
 
 
@@ -130,7 +130,7 @@ def test_defects_on_an_otherwise_normal_line_are_no_drift(reference):
         sample, scores = part(rng, **shift)
         verdict = judged(scores)
         decisions.add(verdict.decision)
-        assert drift.see(sample, scores, verdict) == ()
+        assert drift.see(Paired(sample), scores, verdict) == ()
     assert decisions == {"pass", "fail"}
 
 
@@ -143,7 +143,8 @@ def test_flags_do_not_flutter_while_a_figure_lies_about_its_limit(reference):
         level = middle + deviation * (1.0 + 0.02 * np.sin(number / 40) + rng.normal(0, 0.6))
         grey = np.clip(level * 255 + 14 * rng.normal(size=(48, 64)), 0, 255).astype(np.uint8)
         frame = Frame(np.repeat(grey[:, :, None], 3, axis=2), 0)
-        flags = drift.see(Sample("p", frame, sample.window), scores, judged(scores))
+        seen = Paired(Sample("p", frame, sample.window))
+        flags = drift.see(seen, scores, judged(scores))
         changes += ("exposure" in flags) != ("exposure" in before)
         before = flags
     assert "exposure" in before
@@ -154,10 +155,10 @@ def test_window_far_out_of_range_is_told_in_its_own_inspection_only(reference):
     drift, rng = Drift(reference, SPEC), np.random.default_rng(8)
     sample, scores = part(rng)
     sample.window.values[1, 10] = 50.0
-    assert drift.see(sample, scores, judged(scores)) == ("sensor_range:load",)
+    assert drift.see(Paired(sample), scores, judged(scores)) == ("sensor_range:load",)
     assert drift.flags == ()
     sample, scores = part(rng)
-    assert drift.see(sample, scores, judged(scores)) == ()
+    assert drift.see(Paired(sample), scores, judged(scores)) == ()
 
 
 def test_verdicts_are_the_same_with_and_without_drift(reference):
@@ -169,7 +170,7 @@ def test_verdicts_are_the_same_with_and_without_drift(reference):
             verdict = judged(scores)
             before = (sample.frame.pixels.copy(), sample.window.values.copy(), scores, verdict)
             if watch:
-                told.update(watch.see(sample, scores, verdict))
+                told.update(watch.see(Paired(sample), scores, verdict))
             np.testing.assert_array_equal(sample.frame.pixels, before[0])
             np.testing.assert_array_equal(sample.window.values, before[1])
             assert (scores, verdict) == before[2:]
@@ -196,7 +197,7 @@ def test_parts_without_a_window_say_nothing_of_sensor_scores_or_embedding(refere
     for _ in range(WINDOW):
         sample, scores = part(rng, score=0.2, embedding=3.0)
         alone = Sample("p", sample.frame, None)
-        assert drift.see(alone, scores, judged(scores)) == ()
+        assert drift.see(Paired(alone), scores, judged(scores)) == ()
 
 
 def test_scores_and_embeddings_that_are_no_numbers_are_left_out(reference):
@@ -206,7 +207,7 @@ def test_scores_and_embeddings_that_are_no_numbers_are_left_out(reference):
         if number % 3 == 0:
             nothing = np.full(32, np.nan, np.float32)
             scores = Scores(scores.class_scores, float("nan"), MAP, nothing)
-        assert drift.see(sample, scores, Verdict("pass", "ok", 0.1, 0.5)) == ()
+        assert drift.see(Paired(sample), scores, Verdict("pass", "ok", 0.1, 0.5)) == ()
 
 
 def test_frames_of_another_size_have_no_focus_to_compare(reference):
@@ -214,7 +215,8 @@ def test_frames_of_another_size_have_no_focus_to_compare(reference):
     for _ in range(WINDOW):
         sample, scores = part(rng, blur=True)
         large = np.repeat(np.repeat(sample.frame.pixels, 2, axis=0), 2, axis=1)
-        told = drift.see(Sample("p", Frame(large, 0), sample.window), scores, judged(scores))
+        seen = Paired(Sample("p", Frame(large, 0), sample.window))
+        told = drift.see(seen, scores, judged(scores))
         assert "focus" not in told
 
 

@@ -346,6 +346,19 @@ def test_slow_line_is_not_behind_for_one_part_more_or_less():
     assert RateRule().see(None, lambda _: 0, 100.0) == ""
 
 
+def test_systemd_is_told_which_sources_have_given_nothing_yet(tmp_path, monkeypatch):
+    """`ready` does not wait for a camera: a person who looks sees what is still awaited."""
+    said: list[str] = []
+    monkeypatch.setattr(watch.notify, "status", said.append)
+    late = Parts([GOOD] * 1_000, name="late", rate=0.4)
+    line = Line(tmp_path, Parts([GOOD] * 1_000, name="early", rate=100), late)
+    line.stop_when(lambda _: bool(said) and "waiting" not in said[-1])
+    line.run()
+    assert said[0] == "ready; 0 parts/s; waiting for the first frame of early, late"
+    assert any(text.endswith("; waiting for the first frame of late") for text in said)
+    assert "waiting" not in said[-2]
+
+
 def test_status_tells_the_loop_second_by_second_and_that_it_stopped(tmp_path):
     line = Line(tmp_path, Parts([GOOD] * 1_000, rate=100))
     seen = line.stop_when(lambda seen: seen and seen[-1].parts_per_second > 0)

@@ -198,5 +198,6 @@ def test_repeated_window_is_seen_source_by_source():
 def test_tolerance_must_not_reach_the_neighbour():
     assert tolerance_for(20.0, None) == 5.0
     assert tolerance_for(20.0, 9.0) == 9.0
-    with pytest.raises(InputError, match="half the time between two parts"):
-        tolerance_for(20.0, 10.0)
+    words = r"sources\.left\.tolerance_ms.*half the time between two parts"
+    with pytest.raises(InputError, match=words):
+        tolerance_for(20.0, 10.0, "sources.left")

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from live_pipelines import wait_until
 from small_station import (
     BAD,
     GOOD,
@@ -29,8 +30,9 @@ from device_agents.mqtt.link import Link, Will
 from device_agents.outbox.cursor import Cursor, cursor_path_of, read_cursor, write_cursor
 from device_agents.publisher.loop import run_publisher
 from device_agents.station import station_from_toml
+from device_agents.status import read_status
 from edge.errors import InputError, MachineError
-from edge.messages import Health, Inspection, Presence, decode
+from edge.messages import Health, Inspection, Presence, PublisherHealth, decode
 from edge.topics import station_and_kind
 
 pytestmark = needs_broker
@@ -214,7 +216,15 @@ def test_record_that_the_brokers_acl_refuses_is_kept_and_sent_when_it_may(tmp_pa
         process = publisher_of(tmp_path)
         while b"refused (0x87)" not in (line := process.stderr.readline()):
             assert line
+        assert b"/inspection; let the station write there in the broker's ACL" in line
         assert read_cursor(tmp_path / "outbox.sqlite", epoch).acknowledged == 0
+        assert wait_until(
+            lambda: (
+                (way := read_status(tmp_path / "outbox.sqlite", PublisherHealth, fresh_s=5))
+                and way.state == "away"
+                and "refused (0x87): not authorised to publish to" in way.reason
+            )
+        )
         acl.write_text("topic readwrite orin-inspect/#\n")
         broker._process.send_signal(signal.SIGHUP)
         watch.until(lambda: set(watch.sequences()) == {1, 2, 3, 4, 5})
@@ -224,6 +234,22 @@ def test_record_that_the_brokers_acl_refuses_is_kept_and_sent_when_it_may(tmp_pa
         broker.stop()
     assert read_cursor(tmp_path / "outbox.sqlite", epoch).counters["refused"] >= 1
     assert states[:3] == ["online", "offline", "online"], "away while it waits to try again"
+
+
+@pytest.mark.parametrize(
+    ("broker", "words"),
+    [
+        ('username = "s1"\npassword_file = "secret"', "secret"),
+        ('ca_file = "ca.pem"', "ca.pem"),
+    ],
+)
+def test_missing_file_of_ours_is_named_before_there_is_anything_to_send(tmp_path, broker, words):
+    station = station_from_toml(write_station(tmp_path, broker=broker))
+    with pytest.raises(InputError, match=rf"{words}.*No such file"):
+        run_publisher(station, Event())
+    said = read_status(tmp_path / "outbox.sqlite", PublisherHealth, fresh_s=5)
+    assert said.state == "stopped"
+    assert words in said.reason
 
 
 @needs_mosquitto
@@ -334,7 +360,8 @@ def test_cut_and_half_open_links_cost_duplicates_and_nothing_else(tmp_path, brok
 def test_inspector_and_publisher_share_nothing_but_the_outbox(tmp_path, broker):
     write_squares(tmp_path / "rec", [GOOD, BAD] * 20, rate=200)
     write_bundle(tmp_path / "bundle")
-    write_station(tmp_path, broker.port)
+    # Room for all of them: on a busy machine a loop that is behind is no fault of this test.
+    write_station(tmp_path, broker.port, source="[loop]\nqueue = 64")
     watch = Watch(broker.port)
     inspector = edge("agent", "inspector", "--station", tmp_path / "station.toml", stderr=-1)
     assert inspector.wait(20) == 0, inspector.stderr.read()

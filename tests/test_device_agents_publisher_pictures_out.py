@@ -121,6 +121,25 @@ def test_command_is_answered_with_the_pictures_that_were_kept(tmp_path, broker):
     assert watch.sequences() == [1, 2]
 
 
+def test_station_that_may_send_inspections_alone_says_what_else_is_refused(tmp_path, caplog):
+    acl = tmp_path / "acl"
+    acl.write_text("topic read orin-inspect/#\ntopic write orin-inspect/v1/+/+/+/+/inspection\n")
+    acl.chmod(0o600)
+    broker = configured_broker(tmp_path, f"acl_file {acl}")
+    try:
+        records_into(tmp_path, "pf")
+        watch, part = Watch(broker.port), noisy_part()
+        with publishing(tmp_path, broker.port, lambda _: part, 'publish = "fail"') as publisher:
+            watch.until(lambda: publisher.counters.get("pictures_refused") == 2)
+            watch.until(lambda: watch.sequences() == [1, 2])
+    finally:
+        broker.stop()
+    for kind in ("presence", "picture"):
+        said = f"{kind} refused (0x87): not authorised to publish to {topic_of(STATION, kind)};"
+        assert any(text.startswith(said) for text in caplog.messages), caplog.messages
+    assert publisher.counters["published"] == 2, "records go all the same"
+
+
 def test_hostile_bytes_on_the_command_topic_are_counted_and_survived(tmp_path, broker):
     epoch = records_into(tmp_path, "f")
     hostile = [b"", b"\x00" * 300, b"{" * 3000, b'{"schema":1}', b"\xff\xfe", b"x" * 7000]

@@ -73,6 +73,23 @@ def test_picture_of_a_record_that_was_refused_for_good_is_not_sent(way_of):
     assert records.counters["quarantined"] == 1
 
 
+def test_records_refused_for_rights_name_the_acl_and_do_not_fill_the_log(way_of, caplog):
+    records, link = way_of(40), Paper()
+    records.send(link, 40)
+    for message_id in range(1, 40):
+        assert records.settle(message_id, 0x87)
+    said = [text for text in caplog.messages if "refused" in text]
+    assert len(said) == 10
+    topic = "orin-inspect/v1/north/milling/l1/s1/inspection"
+    assert said[0].startswith(f"record 1 refused (0x87): not authorised to publish to {topic};")
+    assert f"ACL (Mosquitto: topic write {topic})" in said[0]
+    assert records.counters["refused"] == 39
+    # Once one got through, the next refusal is news again.
+    assert not records.settle(40, 0)
+    assert records.settle(1, 0x97)
+    assert "quota" in caplog.messages[-1]
+
+
 def test_outbox_that_cannot_be_read_is_named_and_forgotten_when_it_can(way_of, tmp_path):
     records, link = way_of(2), Paper()
     db = sqlite3.connect(tmp_path / "outbox.sqlite", isolation_level=None)

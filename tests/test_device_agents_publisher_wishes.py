@@ -98,6 +98,15 @@ def test_broker_that_asks_for_patience_is_left_alone_the_longest_time(tmp_path):
     assert {0x89, 0x97, 0x9C, 0x9D, 0x9F} <= set(PATIENCE)
 
 
+def test_subscription_that_is_refused_names_the_topic_and_the_acl():
+    broker = Script(CONNACK + b"\x90\x04\x00\x01\x00\x87")  # and SUBACK, not authorised
+    with Link(BrokerAddress("127.0.0.1", broker.port, "s1"), "consumer") as link:
+        link.open()
+        link.subscribe("orin-inspect/#")
+        with pytest.raises(InputError, match=r"read orin-inspect/#.*'s1'.*ACL"):
+            until(lambda: link.step(0.05) or link.is_subscribed())
+
+
 @needs_mosquitto
 def test_broker_that_retains_nothing_gets_presence_without_it(tmp_path):
     broker = configured_broker(tmp_path, "retain_available false")

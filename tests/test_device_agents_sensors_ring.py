@@ -94,7 +94,7 @@ def test_ring_without_readings_says_so():
 def test_window_over_a_dropout_is_refused_and_the_ones_beside_it_are_not():
     ring = filled(10)
     ring.write(numbered(100, 100), 140 * MS)  # 40 ms are missing after the first 100
-    assert ring.gaps == 1
+    assert (ring.take_gaps(), ring.take_gaps()) == (1, 0)
     for moment_ms in (97, 100, 101, 120, 139, 140, 143):
         reading = ring.around(moment_ms * MS, 8)
         assert reading.fault_kind == "window_gap", moment_ms
@@ -111,7 +111,7 @@ def test_jitter_of_block_times_is_no_dropout():
     ring = SensorRing(CHANNELS, 1.0)
     for block in range(50):
         ring.write(numbered(block * 10, 10), block * 10 * MS + (-1) ** block * GAP_NS // 3)
-    assert ring.gaps == 0
+    assert ring.take_gaps() == 0
     assert ring.around(250 * MS, 100).window is not None
 
 
@@ -120,7 +120,7 @@ def test_slow_drift_of_the_sensors_clock_is_followed_and_no_dropout():
     for block in range(3000):
         ring.write(numbered(block * 10, 10), at_ns)
         at_ns += 10 * MS + 1_000  # 100 ppm slow
-    assert ring.gaps == 0
+    assert ring.take_gaps() == 0
     newest = ring.around(at_ns - 50 * MS, 8).window
     assert abs(newest.captured_at_ns - (at_ns - 50 * MS)) <= MS
     # After 30 s the sensor is 3 ms behind; by its count alone the window would be 3 readings off.

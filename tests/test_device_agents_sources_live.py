@@ -1,26 +1,31 @@
 """Cameras and sensors through real GStreamer pipelines: what comes, and all that may fail."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 import msgspec
 import numpy as np
 import pytest
-from live_pipelines import AUDIO, VIDEO, needs_gstreamer, wait_until
-from small_station import READINGS, SIZE, spec_of
+from live_pipelines import AUDIO, VIDEO, is_alive, needs_gstreamer, wait_until
+from small_station import READINGS, SIZE, spec_of, write_bundle, write_station
 
 from device_agents.cameras.gstreamer import GstFrames, ending, fraction_of
 from device_agents.cameras.v4l2 import v4l2_words
+from device_agents.health import health_of
+from device_agents.inspector.loop import run_inspector
+from device_agents.monitor.metrics import Watched, families_of
+from device_agents.outbox.reader import OutboxReader
 from device_agents.pairing.pair import Paired, pair
 from device_agents.sources.live import LiveSource
-from device_agents.station import Source
-from device_agents.streams.pipeline import GstPipeline, Launch, is_alive, words_of
+from device_agents.station import Source, station_from_toml
+from device_agents.streams.pipeline import GstPipeline, Launch, words_of
 from edge.errors import InputError, MachineError
 from edge.model_spec import SensorInput
 from edge.sample import Channel
@@ -262,6 +267,7 @@ def test_each_frame_has_the_readings_around_its_moment():
     spec = spec_of()
     source = live(spec, sensor_gstreamer=AUDIO, sensor_scale=(2.0, 5.0))
     parts = take(30, source)
+    assert {reading.gaps_before for _, reading in parts} == {0}
     for shot, reading in parts:
         window = reading.window
         assert window is not None, reading.fault
@@ -301,6 +307,35 @@ def test_other_rate_is_resampled_by_gstreamer_and_other_channels_are_never_mixed
     mono = f"{AUDIO},channels=1"
     with pytest.raises(MachineError, match=r"source\.sensor_gstreamer"):
         take(3, live(spec, sensor_gstreamer=mono))
+
+
+@needs_gstreamer
+def test_dropouts_of_a_sensor_are_counted_and_the_count_reaches_the_plant(tmp_path):
+    """From the pipeline to Health and to Prometheus: what is lost is counted, and sent."""
+    source = f"""
+[sources.main]
+gstreamer = "{VIDEO}"
+frames_per_second = 50.0
+sensor_gstreamer = "{AUDIO} ! identity drop-probability=0.2"
+"""
+    write_bundle(tmp_path / "bundle")
+    text = write_station(tmp_path).read_text()
+    text = re.sub(r"\[source\]\n.*\n", "", text) + source
+    (tmp_path / "station.toml").write_text(text)
+    station = station_from_toml(tmp_path / "station.toml")
+    stop = Event()
+    Timer(3.0, stop.set).start()
+    counters = run_inspector(station, stop)
+    assert counters["sensor_gaps"] > 5
+    assert counters["invalid_window_gap"] > 0
+    reader = OutboxReader.open(tmp_path / "outbox.sqlite")
+    health = health_of(station, reader, None, None, None)
+    reader.close()
+    assert health.counters["sensor_gaps"] == counters["sensor_gaps"]
+    shown = Watched(station, health, read_at_s=0.0, reading_took_s=0.0)
+    events = next(f for f in families_of(shown) if f.name == "orin_inspect_events")
+    [gaps] = [s.value for s in events.samples if s.labels["kind"] == "sensor_gaps"]
+    assert gaps == counters["sensor_gaps"]
 
 
 @needs_gstreamer

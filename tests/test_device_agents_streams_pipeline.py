@@ -6,12 +6,13 @@ import time
 from threading import Event
 
 import pytest
+from live_pipelines import is_alive
 from small_station import spec_of
 from test_device_agents_streams_matroska import CLUSTER, HEAD, simple_block
 
 from device_agents.sources.live import LiveSource
 from device_agents.station import Source
-from device_agents.streams.pipeline import GstPipeline, Launch, is_alive
+from device_agents.streams.pipeline import GstPipeline, Launch
 from edge.errors import MachineError
 
 FRAME = simple_block(b"rgb" * 6)  # 2x3 pixels, as HEAD says

@@ -1,6 +1,7 @@
 """Station files of any kind: read, or refused in words that name key, value and a right one."""
 
 import math
+import re
 import string
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small_station import write_station
 
+from device_agents import station
 from device_agents.station import StationFile, station_from_toml
 from edge.config import struct_from_table, struct_from_toml
 from edge.errors import InputError
@@ -33,6 +35,7 @@ port = 1883
 [monitor]
 every_s = 5.0
 """
+STRUCT_NAMES = {name for name, kind in vars(station).items() if isinstance(kind, type)}
 FRESH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -46,6 +49,7 @@ def read(folder, text):
         refusal = error
     assert refusal.where.startswith(str(path))
     assert refusal.expected
+    assert not STRUCT_NAMES & set(re.findall(r"\w+", refusal.expected)), "a name of ours, no key's"
     assert refusal.found
     assert refusal.do.rstrip().endswith((".", "?"))
     return str(refusal)

@@ -14,6 +14,7 @@ from export_stand_in import (
 
 from device_agents.inspector.drift import LEAST, Drift
 from device_agents.inspector.engine import engine_from_onnx
+from device_agents.pairing.pair import Paired
 from edge.artefact import digest_of_bytes
 from edge.bundle import Bundle, problems_of, write_manifest
 from edge.errors import InputError
@@ -71,7 +72,8 @@ def test_held_out_parts_of_the_same_line_are_no_drift_and_dimmed_ones_are(int8, 
             pixels = sample.frame.pixels
             pixels = (pixels * dim).astype(pixels.dtype)
             frame = type(sample.frame)(pixels, 0)
-            drift.see(type(sample)(sample.sample_id, frame, sample.window), scores, verdict)
+            dimmed = type(sample)(sample.sample_id, frame, sample.window)
+            drift.see(Paired(dimmed), scores, verdict)
         assert drift.flags == expected
 
 

@@ -1,8 +1,7 @@
 """Frames from a GStreamer pipeline: read as they come, the newest kept where nobody takes them.
 
-A thread of its own empties the pipe at all times, so that a frame's time of arrival is its own,
-and no stale frames pile up in it. What nobody took in time is dropped, the oldest first, and
-counted with the frame that comes after it.
+What nobody took in time is dropped, the oldest first, and counted with the frame that comes after
+it.
 """
 
 from __future__ import annotations
@@ -10,19 +9,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from threading import Condition, Event, Thread
+from threading import Condition, Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from device_agents.streams.matroska import BrokenStream, MatroskaStream, Track
-from device_agents.streams.pipeline import GstPipeline, Launch
+from device_agents.streams.pipeline import Launch
+from device_agents.streams.pipeline_reader import PipelineReader
 from device_agents.streams.stream_clock import StreamClock
-from edge.errors import MachineError
 
 _EXPECTED = "frames from the pipeline"
 _CODEC = "V_UNCOMPRESSED"
-_FIRST_WITHIN_S = 15.0  # a camera may take this long to give its first frame
 _LOOK_S = 0.1  # how often a waiting reader looks whether it shall stop
 _SIDE_LIMIT = 16_384  # pixels: no camera gives more, broken bytes do
 _QUEUE = ("queue", "leaky=downstream", "max-size-buffers=2", "max-size-bytes=0", "max-size-time=0")
@@ -64,45 +62,23 @@ def fraction_of(frames_per_second: float) -> str:
     return f"{round(frames_per_second * 1000)}/1000"
 
 
-class GstFrames:
-    """One camera pipeline. Use it as a context manager.
+class GstFrames(PipelineReader):
+    """One camera pipeline.
 
     `room` is how many frames may wait to be taken; `free_running`: frames come at the stated rate,
-    so that a hole in their times is a loss. No frame for `stalled_after_s` is a failure.
+    so that a hole in their times is a loss.
     """
 
     def __init__(
         self, launch: Launch, *, room: int, free_running: bool, stalled_after_s: float
     ) -> None:
-        self._launch = launch
+        super().__init__(launch, expected=_EXPECTED, stalled_after_s=stalled_after_s)
         self._free_running = free_running
-        self._stalled_after_s = stalled_after_s
         self._waiting: deque[LiveFrame] = deque()
         self._room = room
-        self._lost = 0
         self._changed = Condition()
-        self._fault: MachineError | None = None
-        self._begun = False
         self._clock = StreamClock()
         self._last_stream_ns: int | None = None
-        self.track: Track | None = None  # known with the first frame
-
-    def __enter__(self) -> GstFrames:
-        self._pipeline = GstPipeline(self._launch)
-        self._heard_ns = time.monotonic_ns()
-        self._thread = Thread(target=self._read, name=self._launch.where, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipeline.close()
-        self._thread.join()
-        self._pipeline.output.close()
-
-    @property
-    def process_id(self) -> int:
-        """The process that runs the pipeline."""
-        return self._pipeline.process_id
 
     def next(self, stop: Event) -> LiveFrame | None:
         """Wait for a frame; None when `stop` is set. Raises MachineError when none will come."""
@@ -110,41 +86,22 @@ class GstFrames:
             while not stop.is_set():
                 if self._waiting:
                     return self._waiting.popleft()
-                if self._fault is not None:
-                    raise self._fault
-                self._refuse_silence()
+                self._raise_failure()
                 self._changed.wait(_LOOK_S)
         return None
 
-    def _refuse_silence(self) -> None:
-        silent_s = (time.monotonic_ns() - self._heard_ns) / 1e9
-        first_s = max(_FIRST_WITHIN_S, self._stalled_after_s)
-        if silent_s > (self._stalled_after_s if self._begun else first_s):
-            found = f"none for {silent_s:.1f} s" if self._begun else f"no frame in {silent_s:.0f} s"
-            raise self._pipeline.failure(_EXPECTED, found)
+    def _refuse_other(self, track: Track) -> None:
+        sides = (track.width, track.height)
+        if track.codec != _CODEC or not 0 < min(sides) <= max(sides) <= _SIDE_LIMIT:
+            raise BrokenStream(f"{track.codec or 'a stream without codec'}, {sides[0]}x{sides[1]}")
 
-    def _read(self) -> None:
-        """Take frames from the pipe until it ends: the reader's thread."""
-        fault = None
-        try:
-            stream = MatroskaStream(self._pipeline.output)
-            self.track = track = _checked(stream.track())
-            while True:
-                frame = self._frame_from(stream, track)
-                with self._changed:
-                    self._begun = True
-                    self._waiting.append(frame)
-                    if len(self._waiting) > self._room:
-                        dropped = self._waiting.popleft()
-                        self._lost_with(dropped)
-                    self._changed.notify_all()
-        except EOFError:
-            fault = self._pipeline.failure(_EXPECTED, self._pipeline.how_it_ended())
-        except (BrokenStream, ValueError) as error:
-            fault = self._pipeline.failure(_EXPECTED, str(error))
+    def _take_block(self, stream: MatroskaStream, track: Track) -> None:
+        frame = self._frame_from(stream, track)
         with self._changed:
-            self._fault = fault
-            self._changed.notify_all()
+            self._waiting.append(frame)
+            if len(self._waiting) > self._room:
+                self._lost_with(self._waiting.popleft())
+            self._changed.notify()
 
     def _lost_with(self, dropped: LiveFrame) -> None:
         """Hand a dropped frame's count on to the one that comes next."""
@@ -176,10 +133,3 @@ class GstFrames:
         if last_ns is None or not track.period_ns or not self._free_running:
             return 0
         return max(0, round((stream_ns - last_ns) / track.period_ns) - 1)
-
-
-def _checked(track: Track) -> Track:
-    sides = (track.width, track.height)
-    if track.codec != _CODEC or not 0 < min(sides) <= max(sides) <= _SIDE_LIMIT:
-        raise BrokenStream(f"{track.codec or 'a stream without codec'}, {sides[0]}x{sides[1]}")
-    return track

@@ -15,19 +15,16 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Event
-from urllib.parse import urlsplit
 
 from device_agents.consumer.ledger import LARGEST_PICTURE_BYTES
 from device_agents.mqtt.address import BrokerAddress
 from device_agents.mqtt.link import Link, Received
 from device_agents.mqtt.pace import backoff_s
-from device_agents.mqtt.tls import Tls
-from edge.errors import InputError, MachineError
+from edge.errors import MachineError
 from edge.topics import filter_for
 
 _STEP_S = 0.2
 _LARGEST_PACKET_BYTES = LARGEST_PICTURE_BYTES + (64 << 10)  # the broker drops what is larger
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 log = logging.getLogger("listen")
 
@@ -77,58 +74,6 @@ def received_from(
         if not stop.is_set():
             yield from _pause(backoff_s(failures, random.random()), stop)  # noqa: S311
             failures += 1
-
-
-def tls_from(
-    ca: str | None, certificate: str | None, key: str | None, key_password: str | None
-) -> Tls | None:
-    """Read the options --ca, --certificate and --key. Raises InputError where one lacks another."""
-    for option, given, needed, beside in (
-        ("--certificate", certificate, "--key", key),
-        ("--key", key, "--certificate", certificate),
-        ("--certificate", certificate, "--ca", ca),
-        ("--key-password-file", key_password, "--key", key),
-    ):
-        if given is not None and beside is None:
-            raise InputError(
-                where=option,
-                expected=f"{needed} beside it",
-                found=f"no {needed}",
-                do=f"Add {needed} FILE, or leave {option} out.",
-            )
-    return None if ca is None else Tls(ca, certificate, key, key_password)
-
-
-def broker_address_from(
-    url: str, username: str | None, password: str | None, tls: Tls | None = None
-) -> BrokerAddress:
-    """Read `mqtt://HOST[:PORT]`, or `mqtts://` with TLS.
-
-    Raises InputError; a password does not belong in an address.
-    """
-    try:
-        parts = urlsplit(url if "//" in url else f"//{url}", scheme="mqtt")
-        port = _PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
-    except ValueError:  # a port that is none, a bracket left open
-        parts, port = urlsplit(""), 0
-    if parts.password is not None or parts.scheme not in _PORTS or not parts.hostname or not port:
-        shown = url if "@" not in url else "an address with a user or a password in it"
-        raise InputError(
-            where="--broker",
-            expected="mqtt://HOST:PORT or mqtts://HOST:PORT",
-            found=shown,
-            do="Write the address so; a user goes into --username, a password into a file named "
-            "by --password-file.",
-        )
-    if (parts.scheme == "mqtts") != (tls is not None):
-        raise InputError(
-            where="--broker",
-            expected="mqtts:// and --ca together, or neither",
-            found="mqtt:// with --ca" if tls else "mqtts:// without --ca",
-            do="Name the file of whoever signed the broker's certificate with --ca, and write "
-            "mqtts:// before the host.",
-        )
-    return BrokerAddress(parts.hostname, port, username or parts.username, password, tls=tls)
 
 
 def _received_on(link: Link, stop: Event) -> Iterator[Received | None]:

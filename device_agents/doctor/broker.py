@@ -15,11 +15,11 @@ from device_agents.doctor.diagnosis import Finding, Patient, found_wrong
 from device_agents.mqtt.address import BrokerAddress
 from device_agents.mqtt.credentials import address_of
 from device_agents.mqtt.link import Link
+from device_agents.mqtt.refusals import NOT_AUTHORISED
 from edge.errors import EdgeError
 from edge.topics import DOCTOR, ROOT
 
 _ANSWER_WITHIN_S = 5.0
-_NOT_AUTHORISED = 0x87
 
 
 def look_at_broker(patient: Patient) -> Iterator[Finding]:
@@ -62,16 +62,17 @@ def _how(broker: BrokerAddress) -> str:
 
 
 def _published(patient: Patient, link: Link) -> Finding:
-    topic = f"{ROOT}/{patient.station.station}/{DOCTOR}"
+    place = f"{ROOT}/{patient.station.station}"
+    topic = f"{place}/{DOCTOR}"
     message_id = link.publish(topic, b"{}", qos=1)
     deadline_s = time.monotonic() + _ANSWER_WITHIN_S
     while link.ended is None and time.monotonic() < deadline_s:
         link.step(0.1)
         for answered, code in link.take_acknowledged():
             if answered == message_id and code < 0x80:
-                return Finding("broker", "ok", f"takes what is published below {topic[:-7]}")
+                return Finding("broker", "ok", f"takes what is published below {place}")
             if answered == message_id:
-                why = "not authorised" if code == _NOT_AUTHORISED else f"reason 0x{code:02X}"
+                why = "not authorised" if code == NOT_AUTHORISED else f"reason 0x{code:02X}"
                 return _denied(patient, f"refuses a message on {topic}: {why}")
     return _denied(patient, f"does not acknowledge {topic}: {link.ended or 'no answer'}")
 

@@ -1,8 +1,8 @@
 """The doctor: looks at each part of a station once, and says the next step for each that fails.
 
 Every check is a function of the patient that yields findings. Whatever it does (raises, hangs),
-the doctor goes on: a check that takes too long is left alone in its thread. Nothing is changed at
-the station, and nothing that runs is disturbed.
+the doctor goes on: a check that takes too long for one finding is left alone in its thread.
+Nothing is changed at the station, and nothing that runs is disturbed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Check:
-    """One check, and how long it may take."""
+    """One check, and how long each of its findings may take."""
 
     name: str
     look: Callable[[Patient], Iterator[Finding]]

@@ -22,11 +22,10 @@ from device_agents.doctor.diagnosis import Finding, Patient
 from device_agents.outbox.cursor import read_cursor
 from device_agents.outbox.file import refuse_other_files
 from device_agents.outbox.reader import OutboxReader
-from device_agents.status import read_status
+from device_agents.status import FRESH_S, read_status
 from edge.messages import InspectorHealth, PublisherHealth
 
 LOCKS = {"inspector": ".lock", "publisher": ".publisher.lock", "monitor": ".monitor.lock"}
-_FRESH_S = 10.0  # a status older than this tells of an agent that has ended or hangs
 _LEAST_FREE_BYTES = 64 << 20
 _SLOW_FSYNC_MS = 20.0
 _FSYNCS = 20
@@ -242,10 +241,10 @@ def look_at_agents(patient: Patient) -> Iterator[Finding]:
         if holder is not None:
             at_work.append(f"{agent} (process {holder})" if holder else agent)
     yield Finding("agents", "ok", f"at work: {', '.join(at_work) or 'none'}")
-    inspector = read_status(patient.outbox, InspectorHealth, fresh_s=_FRESH_S)
+    inspector = read_status(patient.outbox, InspectorHealth, fresh_s=FRESH_S)
     if inspector is not None and inspector.state in ("degraded", "failed"):
         yield _unwell("inspector", inspector.state, inspector.reason)
-    publisher = read_status(patient.outbox, PublisherHealth, fresh_s=_FRESH_S)
+    publisher = read_status(patient.outbox, PublisherHealth, fresh_s=FRESH_S)
     if publisher is not None and publisher.state == "away":
         yield _unwell("publisher", publisher.state, publisher.reason)
 

@@ -28,6 +28,7 @@ class Capture:
     def __init__(self, source: PartSource, queue: FrameQueue, counts: Counts, pulse: Pulse) -> None:
         self.source = source
         self.ended = False
+        self.begun = False  # it has given a part
         self.fault = ""  # why it gives nothing now
         self._queue = queue
         self._counts = counts
@@ -64,10 +65,10 @@ class Capture:
         try:
             for shot, reading in self.source.parts(self._pulse.stop):
                 period_ms = None if self._period_s is None else self._period_s * 1e3
-                if shot.lost_before:
-                    self._counts.count("frames_lost", shot.lost_before)
+                self._counts.count("frames_lost", shot.lost_before)
+                self._counts.count("sensor_gaps", reading.gaps_before)
                 self._queue.put(Part(shot, reading, self.source.tolerance_ms, period_ms))
-                self._moved_s = time.monotonic()
+                self._moved_s, self.begun = time.monotonic(), True
                 if self.fault:
                     log.info("source %s plays again", self.source.name)
                     self.fault, self._pause_s = "", _FIRST_PAUSE_S

@@ -93,17 +93,13 @@ class Drift:
             sorted({flag for source in list(self._sources.values()) for flag in source.flags})
         )
 
-    def see(
-        self, seen: Paired | Sample, scores: Scores, verdict: Verdict, source: str = "main"
-    ) -> tuple[str, ...]:
+    def see(self, paired: Paired, scores: Scores, verdict: Verdict) -> tuple[str, ...]:
         """Take note of one judged part; return what is unlike the reference, by name."""
         if self._reference is None:
             return ()
-        if isinstance(seen, Paired):
-            return self.see(seen.sample, scores, verdict, seen.source)
-        if source not in self._sources:
-            self._sources[source] = _Source(self._reference, self._spec)
-        return self._sources[source].see(seen, scores, verdict)
+        if paired.source not in self._sources:
+            self._sources[paired.source] = _Source(self._reference, self._spec)
+        return self._sources[paired.source].see(paired.sample, scores, verdict)
 
 
 class _Source:

@@ -41,7 +41,10 @@ class Record:
 
 
 class RecordQueue:
-    """At most `ROOM` records. Full: `put` waits, and the frame queue's rule takes over."""
+    """Takes what one turn brings while fewer than `room` wait.
+
+    Full: `put` waits, and the frame queue's rule takes over.
+    """
 
     def __init__(self, room: int = ROOM) -> None:
         self._room = room

@@ -29,15 +29,13 @@ from device_agents.status import write_status
 from edge.errors import MachineError
 from edge.messages import InspectorHealth
 
+LEAST_PERIOD_S = 10  # over which the pace is looked at
 _TICK_S = 0.25
 _STATUS_EVERY_S = 1.0
 _REPORT_EVERY_S = 10.0
 _STOP_GRACE_S = 2.0  # for a source that does not see that it shall stop
 
 log = logging.getLogger("inspector")
-
-
-LEAST_PERIOD_S = 10  # over which the pace is looked at
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ class Watch:
     def tell(self, health: InspectorHealth) -> None:
         """Write the status file, tell systemd, and log a change of state."""
         said = f"{health.state}: {health.reason}" if health.reason else health.state
-        notify.status(f"{said}; {health.parts_per_second:g} parts/s")
+        notify.status(f"{said}; {health.parts_per_second:g} parts/s{self._awaited()}")
         # The figures in a reason change all the time: the state and its kind make the line.
         kind = "".join(sign for sign in said if not sign.isdigit() and sign != ".")
         if kind != self._said:
@@ -165,6 +163,11 @@ class Watch:
             write_status(self._loop.outbox.path, health)
         except OSError:
             self._loop.counts.count("status_not_written")
+
+    def _awaited(self) -> str:
+        """Name the sources that play but gave nothing yet: `ready` does not wait for a camera."""
+        names = [c.source.name for c in self._captures if not (c.begun or c.fault or c.ended)]
+        return f"; waiting for the first frame of {', '.join(names)}" if names else ""
 
     def _reasons(self, now_s: float) -> list[str]:
         reasons = [

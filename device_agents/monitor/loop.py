@@ -32,12 +32,11 @@ from device_agents.monitor.metrics_server import MetricsServer, served
 from device_agents.outbox.cursor import read_cursor
 from device_agents.outbox.reader import OutboxReader
 from device_agents.station import StationFile
-from device_agents.status import read_status, write_status
+from device_agents.status import FRESH_S, read_status, write_status
 from edge.bundle import Bundle
 from edge.errors import InputError
 from edge.messages import InspectorHealth, PublisherHealth
 
-_FRESH_S = 10.0  # a status older than this tells of a writer that is stopped or stuck
 _FIRST_READING_S = 1.0  # how long the start waits for the machine's first figures
 _STALE_AFTER = 3  # looks: metrics older than this are not served as if they were true
 _LEAST_STALE_S = 15.0
@@ -113,8 +112,8 @@ class Monitor:
     def _look(self, wait_s: float) -> None:
         """Read everything once, write Health and renew the metrics."""
         started_s = time.monotonic()
-        inspector = read_status(self._outbox, InspectorHealth, fresh_s=_FRESH_S)
-        publisher = read_status(self._outbox, PublisherHealth, fresh_s=_FRESH_S)
+        inspector = read_status(self._outbox, InspectorHealth, fresh_s=FRESH_S)
+        publisher = read_status(self._outbox, PublisherHealth, fresh_s=FRESH_S)
         machine = self._machine.latest(wait_s)
         reader = self._current_reader()
         health = health_of(self._station, reader, inspector, publisher, machine)

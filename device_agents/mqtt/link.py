@@ -21,7 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agents.mqtt.address import BrokerAddress
 from device_agents.mqtt.refusals import (
-    not_allowed,
+    not_readable,
     refused_connect,
     said_beside,
     without_acknowledgement,
@@ -94,6 +94,7 @@ class Link:
         self._fault = ""  # what paho said of the socket while connecting
         self._acknowledged: list[tuple[int, int]] = []
         self._received: list[Received] = []
+        self._topic_filter = ""  # that was asked for
         self._subscribed: list[ReasonCode] | None = None
         self._session_expiry_s = session_expiry_s
         self._client = self._new_client(client_id, will)
@@ -143,6 +144,7 @@ class Link:
 
     def subscribe(self, topic_filter: str) -> None:
         """Ask for messages at QoS 1. A queue kept for us may come before the answer."""
+        self._topic_filter = topic_filter
         self._client.subscribe(topic_filter, qos=1)
 
     def is_subscribed(self) -> bool:
@@ -150,7 +152,8 @@ class Link:
         if self._subscribed is None:
             return False
         if any(code.is_failure for code in self._subscribed):
-            raise not_allowed(f"SUBSCRIBE answered '{self._subscribed[0]}'", self.broker)
+            found = f"SUBSCRIBE answered '{self._subscribed[0]}'"
+            raise not_readable(found, self._topic_filter, self.broker)
         return True
 
     def take_received(self) -> list[Received]:

@@ -16,14 +16,16 @@ Answer = Literal["settled", "again", "refused for good"]
 # MQTT 5, 3.4.2.1: what a PUBACK may say.
 _SETTLED = (0x00, 0x10)  # success; no matching subscribers
 _OF_THE_MESSAGE = (0x90, 0x99)  # topic name invalid; payload format invalid
-_OF_THE_STATION = (0x87, 0x97)  # not authorised; quota exceeded: no other message fares better
+NOT_AUTHORISED, _QUOTA_EXCEEDED = 0x87, 0x97
+_OF_THE_STATION = (NOT_AUTHORISED, _QUOTA_EXCEEDED)  # no other message fares better
 _TRIES = 5  # for codes that name no cause (unspecified, implementation specific)
 
 # Ends of a connection that one message can cause. A plain cut (0x80) is the network's doing.
 PROTOCOL_ENDS = (0x81, 0x82, 0x95, 0x99)  # malformed; protocol error; too large; payload format
 
 # MQTT 5, 3.2.2.2: what a CONNACK may say.
-_REFUSED = (0x85, 0x86, 0x87, 0x8A, 0x8C)  # client id, user or password, not authorised, banned
+# Client id, user or password (two codes), not authorised, banned, authentication method.
+_REFUSED = (0x85, 0x86, NOT_AUTHORISED, 0x8A, 0x8C)
 _ELSEWHERE = (0x9C, 0x9D)  # use another server; server moved
 _QOS_NOT_SUPPORTED = 0x9B
 RETAIN_NOT_SUPPORTED = 0x9A
@@ -42,6 +44,18 @@ def answer_to(reason_code: int, tries: int) -> Answer:
     if reason_code in _OF_THE_STATION:
         return "again"
     return "refused for good" if reason_code in _OF_THE_MESSAGE or tries >= _TRIES else "again"
+
+
+def refusal_of(reason_code: int, topic: str) -> str:
+    """Say what a PUBACK that refuses a message on `topic` means, and the next step."""
+    if reason_code == NOT_AUTHORISED:
+        return (
+            f"not authorised to publish to {topic}; let the station write there in the broker's "
+            f"ACL (Mosquitto: topic write {topic})"
+        )
+    if reason_code == _QUOTA_EXCEEDED:
+        return "the broker's quota for this station is used up; raise it there, or wait"
+    return "the broker names no cause; its own log may"
 
 
 def refused_connect(reason_code: int | None, found: str, broker: BrokerAddress) -> EdgeError:
@@ -70,13 +84,22 @@ def refused_connect(reason_code: int | None, found: str, broker: BrokerAddress) 
 
 
 def not_allowed(found: str, broker: BrokerAddress) -> InputError:
-    """Say that we may not do this as the user that we are."""
-    who = f"user '{broker.username}'" if broker.username else "no user name"
+    """Say that we may not connect as the user that we are."""
     return InputError(
         where=broker,
         expected="a broker that lets us in",
-        found=f"{found} for {who}",
+        found=f"{found} for {_who(broker)}",
         do="Check the user name and the password file against the broker's own list.",
+    )
+
+
+def not_readable(found: str, topic_filter: str, broker: BrokerAddress) -> InputError:
+    """Say that we may not subscribe."""
+    return InputError(
+        where=broker,
+        expected=f"a broker that lets us read {topic_filter}",
+        found=f"{found} for {_who(broker)}",
+        do="Allow this user to subscribe to it and to read it, in the broker's ACL.",
     )
 
 
@@ -89,6 +112,10 @@ def without_acknowledgement(broker: BrokerAddress) -> MachineError:
         do="Let it take QoS 1 (Mosquitto: max_qos): at QoS 0 nothing is acknowledged, and what a "
         "cut link swallows would be lost.",
     )
+
+
+def _who(broker: BrokerAddress) -> str:
+    return f"user '{broker.username}'" if broker.username else "no user name"
 
 
 def said_beside(properties: Any) -> str:

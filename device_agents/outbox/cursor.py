@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-_LARGEST = 2**53  # beyond it JSON readers round: no number of ours gets there
+from device_agents.outbox.file import LARGEST
 
 
 class Cursor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ def read_cursor(outbox: Path, station_epoch: str, last: int | None = None) -> Cu
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return none_yet
     cursor = Cursor(found.station_epoch, found.acknowledged, found.counters)
-    if cursor.station_epoch != station_epoch or not 0 <= cursor.acknowledged <= _LARGEST:
+    if cursor.station_epoch != station_epoch or not 0 <= cursor.acknowledged <= LARGEST:
         return none_yet
     if found.crc is None:
         return none_yet if last is not None and cursor.acknowledged > last else cursor

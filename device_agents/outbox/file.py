@@ -28,7 +28,7 @@ _WAL_KEPT_BYTES = 16 << 20  # what stays allocated of a journal that grew
 _ASIDE_KEPT = 2  # corrupt files; an older one makes way
 _CHECK_WITHIN_S = 1.0  # of a large file only a part is read at the start
 _CHECK_EVERY_STEPS = 100_000  # of SQLite's virtual machine, between two looks at the clock
-_LARGEST = 2**53  # beyond it JSON readers round: no count of ours gets there
+LARGEST = 2**53  # beyond it JSON readers round: no number of ours gets there
 # SQLite's words (Python 3.10 does not tell its error codes).
 _MACHINE_WORDS = ("disk", "full", "locked", "readonly", "unable to open", "memory", "hangs")
 _TABLES = """
@@ -79,7 +79,7 @@ def totals_of(db: sqlite3.Connection) -> tuple[int, int]:
     highest = db.execute("SELECT max(sequence) FROM outbox").fetchone()[0] or 0
     last = used[0] if used else 0
     numbers = _numbers_of(db)
-    if not isinstance(last, int) or not highest <= last <= _LARGEST:
+    if not isinstance(last, int) or not highest <= last <= LARGEST:
         raise sqlite3.DatabaseError(f"numbers up to {last} used, but a record {highest}")
     if numbers.get(LAST, last) != last:
         raise sqlite3.DatabaseError(f"numbers up to {last} used, but {numbers[LAST]} beside it")
@@ -90,7 +90,7 @@ def _numbers_of(db: sqlite3.Connection) -> dict[str, int]:
     rows = db.execute("SELECT CAST(name AS BLOB), value FROM counters").fetchall()
     numbers = {}
     for name, value in rows:
-        if not isinstance(value, int) or not 0 <= value <= _LARGEST:
+        if not isinstance(value, int) or not 0 <= value <= LARGEST:
             raise sqlite3.DatabaseError("a counter that is no count")
         try:
             numbers[name.decode()] = value

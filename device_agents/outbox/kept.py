@@ -29,6 +29,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agents.counters import is_worth_a_line
 from device_agents.outbox.kept_part import (
     FILES,
     KeptPart,
@@ -139,7 +140,7 @@ class KeptPictures:
             return self._keep(part)
         except (OSError, ValueError) as error:
             self._count("pictures_lost")
-            if self.counters["pictures_lost"] <= 10 or self.counters["pictures_lost"] % 100 == 0:
+            if is_worth_a_line(self.counters["pictures_lost"]):
                 log.error("the picture of %s is lost: %s", part.inspection.inspection_id, error)
             return False
 

@@ -24,13 +24,12 @@ from urllib.parse import quote
 import msgspec
 
 from device_agents.outbox.cursor import read_cursor
-from device_agents.outbox.file import counters_of, epoch_of, flush_folder
+from device_agents.outbox.file import LARGEST, counters_of, epoch_of, flush_folder
 
 LOSSES = ("lost_disk", "lost_outbox", "outbox_set_aside")  # told to the next epoch
 _SLOT_BYTES = 4096
 _HEAD = struct.Struct("<4sQII")  # magic, which note, its bytes, CRC
 _MAGIC = b"LOSS"
-_LARGEST = 2**53  # beyond it JSON readers round: no number of ours gets there
 
 log = logging.getLogger("outbox")
 
@@ -164,7 +163,7 @@ def _remains_of(path: Path) -> Noted:
         ):
             with contextlib.suppress(sqlite3.Error):
                 row = db.execute(query).fetchone()
-                if row and isinstance(row[0], int) and 0 <= row[0] <= _LARGEST:
+                if row and isinstance(row[0], int) and 0 <= row[0] <= LARGEST:
                     last = max(last, row[0])
     return Noted(epoch, last, counters)
 
@@ -188,7 +187,7 @@ def _note_in(slot: bytes) -> tuple[int, Noted | None]:
         noted = msgspec.json.decode(payload, type=Noted)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return 0, None
-    return number, noted if 0 <= noted.last <= _LARGEST else None
+    return number, noted if 0 <= noted.last <= LARGEST else None
 
 
 def _crc_of(number: int, payload: bytes) -> int:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from edge.messages import Inspection
 
-_RELEASE_PER_RECORD = (
-    50  # acknowledged rows deleted with each record: they go faster than they come
-)
+_RELEASE_PER_RECORD = 50  # acknowledged rows deleted with each: they go faster than they come
 _RELEASE_MOST = 2_000  # and in one transaction
 _DROP_MOST = 200  # rows dropped in one transaction, when limits were lowered
 _SPARE_PAGES = 1024  # free pages (4 KiB) kept for the next records, the rest goes back to the disk

@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from device_agents.counters import is_worth_a_line
 from device_agents.lock import hold
 from device_agents.outbox.cursor import read_cursor
 from device_agents.outbox.file import (
@@ -392,8 +393,3 @@ class Outbox:
         except sqlite3.Error:
             return self._room.rows
         return int(row[0])
-
-
-def is_worth_a_line(count: int) -> bool:
-    """Tell whether the n-th event of a kind is logged: the first ten, then every hundredth."""
-    return count <= 10 or count % 100 == 0

@@ -107,17 +107,18 @@ def too_slow(channels: tuple[Channel, ...], sensor: SensorInput) -> str:
     return ""
 
 
-def tolerance_for(period_ms: float, wanted_ms: float | None) -> float:
+def tolerance_for(period_ms: float, wanted_ms: float | None, table: str = "source") -> float:
     """Return the tolerance in ms; None is a quarter of the part period.
 
-    Half a period or more could pair a frame with its neighbour's window: InputError.
+    Half a period or more could pair a frame with its neighbour's window: InputError, which names
+    the source's `table` in the station file.
     """
     if wanted_ms is None:
         return period_ms / 4
     if wanted_ms < period_ms / 2:
         return wanted_ms
     raise InputError(
-        where="source.tolerance_ms",
+        where=f"{table}.tolerance_ms",
         expected=f"a tolerance below {period_ms / 2:.3g} ms, half the time between two parts",
         found=f"{wanted_ms:g} ms",
         do="Lower it, or leave it out for a quarter of the part period.",

@@ -38,7 +38,7 @@ class Implausible:
 class Plausibility:
     """Looks at each window before it is judged; keeps the last one of each source.
 
-    One object serves all sources of a station: each source's thread touches its own entry alone.
+    One object serves all sources of a station, and one thread asks it.
     """
 
     def __init__(self, reference: Reference | None = None) -> None:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 PASS_BAND = 0.9  # of the lower Nyquist frequency
 STOP_DB = 80.0
+_CUT_OFF = (1.0 + PASS_BAND) / 2  # of the lower Nyquist frequency: the middle of the slope
 _KAISER_BETA = 0.1102 * (STOP_DB - 8.7)
 _COLUMNS = 32  # output readings made by one product: fewer waste its set-up
 # Products of at most so many multiplications: numpy's library gives larger ones to several
@@ -90,9 +91,6 @@ class Resampler:
 def resampler_for(rate_in_hz: float, rate_out_hz: float, samples: int) -> Resampler:
     """Return the resampler for these rates, its kernel made at the first call."""
     return Resampler(rate_in_hz, rate_out_hz, samples)
-
-
-_CUT_OFF = (1.0 + PASS_BAND) / 2  # of the lower Nyquist frequency: the middle of the slope
 
 
 def _windows(

@@ -7,6 +7,7 @@ and sends what followed a second time. Consumers drop those by `inspection_id`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ from device_agents.mqtt.credentials import address_of
 from device_agents.mqtt.link import Link
 from device_agents.mqtt.pace import BACKOFF_LAST_S, PATIENT, TokenBucket, backoff_s
 from device_agents.mqtt.refusals import PATIENCE, RETAIN_NOT_SUPPORTED
+from device_agents.mqtt.tls import context_from
 from device_agents.outbox.cursor import cursor_path_of
 from device_agents.outbox.kept import KeptReader
 from device_agents.outbox.reader import OutboxReader
@@ -52,6 +54,7 @@ def run_publisher(station: StationFile, stop: Event) -> dict[str, int]:
     status = WayStatus(outbox)
     reason = "told to stop"
     try:
+        _refuse_wrong_files(station)
         reader = _outbox_when_there(outbox, status, stop)
         if reader is None:
             return {}
@@ -166,6 +169,7 @@ class Publisher:
         for message_id, reason_code in link.take_acknowledged():
             if message_id in self._presence:
                 self._presence.discard(message_id)
+                self._voice.note_answer(reason_code)
             elif not self._pictures.settle(message_id, reason_code):
                 refused = self._records.settle(message_id, reason_code)
                 self._patient = self._patient or (refused and reason_code in PATIENCE)
@@ -203,7 +207,7 @@ class Publisher:
         blameless = self._pictures.connection_over(link)
         self._records.connection_over(link, blameless=blameless)
         self._status.acknowledged = self._records.acknowledged
-        self._status.now("away", link.ended or "")
+        self._status.now("away", self._records.grievance or link.ended or "")
         if not link.closed_by_us:
             self._records.count("connections_lost")
             log.warning("connection to %s over: %s", link.broker, link.ended)
@@ -220,6 +224,14 @@ class Publisher:
             link.step(_IDLE_S)
             if any(message_id == said for message_id, _ in link.take_acknowledged()):
                 return
+
+
+def _refuse_wrong_files(station: StationFile) -> None:
+    """Raise InputError for a secret or certificate that is wrong now, not with the first record."""
+    tls = address_of(station.broker).tls
+    if tls is not None:
+        with contextlib.suppress(MachineError):  # not valid yet: the time may come
+            context_from(tls)
 
 
 def _outbox_when_there(outbox: Path, status: WayStatus, stop: Event) -> OutboxReader | None:

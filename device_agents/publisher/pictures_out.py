@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from device_agents.counters import is_worth_a_line
 from device_agents.mqtt.link import PACKET_OVERHEAD_BYTES, Link
-from device_agents.mqtt.refusals import PROTOCOL_ENDS
+from device_agents.mqtt.refusals import PROTOCOL_ENDS, refusal_of
 from device_agents.publisher.commands import Refused, command_from
 from device_agents.publisher.picture_desk import PictureDesk, ReadKept
 from device_agents.publisher.records_out import RecordsOut
@@ -73,8 +74,13 @@ class PicturesOut:
         if message_id != self.message_id:
             return False
         self.message_id = None
-        name = "pictures_published" if reason_code < 0x80 else "pictures_refused"
-        self._records.count(name)
+        if reason_code < 0x80:
+            self._records.count("pictures_published")
+            return True
+        self._records.count("pictures_refused")
+        if is_worth_a_line(self._records.counters["pictures_refused"]):
+            why = refusal_of(reason_code, self._topic)
+            log.warning("picture refused (0x%02X): %s", reason_code, why)
         return True
 
     def connection_over(self, link: Link) -> bool:
@@ -103,5 +109,5 @@ class PicturesOut:
         self._records.count("commands_refused")
         self._refusals += 1
         # Anybody who may publish there could else fill the log.
-        if self._refusals <= 10 or self._refusals % 100 == 0:
+        if is_worth_a_line(self._refusals):
             log.warning("command refused (%d so far): %s", self._refusals, refused.why)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from device_agents.outbox.file import flush_folder
+
 LIMIT_BYTES = 16 << 20
 
 log = logging.getLogger("publisher")
@@ -43,13 +45,4 @@ def put_aside(outbox: Path, sequence: int, why: str, payload: bytes | None) -> N
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the file's name durable too: a power cut could else leave bytes without one."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            flush_folder(path.parent)  # a power cut could else leave bytes without a name

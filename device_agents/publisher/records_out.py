@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from device_agents.counters import is_worth_a_line
 from device_agents.mqtt.link import PACKET_OVERHEAD_BYTES, Link
-from device_agents.mqtt.refusals import PROTOCOL_ENDS, answer_to
+from device_agents.mqtt.refusals import PROTOCOL_ENDS, answer_to, refusal_of
 from device_agents.outbox.cursor import Cursor, read_cursor, write_cursor
 from device_agents.outbox.reader import OutboxReader
 from device_agents.publisher.in_flight import Distrust, InFlight, Suspicion
@@ -59,6 +60,8 @@ class RecordsOut:
         self._progress_s = 0.0
         self._heard_s = 0.0  # when the broker said something last
         self._stalled = False
+        self._refusals = 0  # since a record got through
+        self.grievance = ""  # why we hung up: records were refused, or the broker is silent
         self.got_through = False  # whether the broker took a record on this connection
         self._read_from(reader)
 
@@ -79,6 +82,7 @@ class RecordsOut:
     def begin(self) -> None:
         """A new connection is there."""
         self.got_through = self._stalled = False
+        self.grievance = ""
         self._progress_s = time.monotonic()
 
     def room(self, link: Link, others: int) -> int:
@@ -116,7 +120,11 @@ class RecordsOut:
         if answer == "again":
             self.count("refused")
             self._tries[sequence] = self._tries.get(sequence, 1) + 1
-            log.warning("record %d refused (0x%02X): tried again", sequence, reason_code)
+            self._refusals += 1
+            why = refusal_of(reason_code, self._topic)
+            self.grievance = f"record {sequence} refused (0x{reason_code:02X}): {why}"
+            if is_worth_a_line(self._refusals):
+                log.warning("%s; it is tried again", self.grievance)
             return True
         if answer == "refused for good":
             self._quarantine(sequence, f"PUBACK 0x{reason_code:02X}")
@@ -124,7 +132,7 @@ class RecordsOut:
             self.count("published")
         if reason_code == 0x10:
             self.count("no_subscribers")
-        self.got_through = True
+        self.got_through, self._refusals = True, 0
         if self._tries:
             self._tries.pop(sequence, None)
         if self._failed and sequence in self._failed:
@@ -146,7 +154,8 @@ class RecordsOut:
             self._progress_s = time.monotonic()
         self._stalled = time.monotonic() - self._progress_s > _STALLED_S
         if self._stalled:
-            log.warning("no acknowledgement for %g s: connecting again", _STALLED_S)
+            self.grievance = f"no acknowledgement for {_STALLED_S:g} s"
+            log.warning("%s: connecting again", self.grievance)
         return self._stalled
 
     def connection_over(self, link: Link, *, blameless: bool) -> None:

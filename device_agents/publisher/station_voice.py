@@ -10,6 +10,7 @@ from typing import Literal
 from device_agents.clock import now_iso
 from device_agents.health import health_of
 from device_agents.mqtt.link import PACKET_OVERHEAD_BYTES, Link, Will
+from device_agents.mqtt.refusals import refusal_of
 from device_agents.publisher.records_out import RecordsOut
 from device_agents.publisher.way_status import WayStatus
 from device_agents.station import StationFile
@@ -48,6 +49,12 @@ class StationVoice:
         presence = Presence(station=self._station.station, state=state, since=since)
         retain = self.retains and link.retains
         return link.publish(self._presence_topic, encode(presence), qos=1, retain=retain)
+
+    def note_answer(self, reason_code: int) -> None:
+        """Take what the broker says to presence. A refusal stops no record: it is logged."""
+        if reason_code >= 0x80:
+            why = refusal_of(reason_code, self._presence_topic)
+            log.warning("presence refused (0x%02X): %s", reason_code, why)
 
     def presence_with_time(self, link: Link) -> int | None:
         """Say `online` once more when the clock was set since; the message id, if said."""

@@ -7,27 +7,26 @@ the model has: they are never mixed. Where it has another rate, GStreamer resamp
 from __future__ import annotations
 
 import time
-from threading import Thread
 
 import numpy as np
 
 from device_agents.parts import Reading
 from device_agents.sensors.ring import SensorRing
-from device_agents.streams.matroska import BrokenStream, MatroskaStream
-from device_agents.streams.pipeline import GstPipeline, Launch, words_of
+from device_agents.streams.matroska import BrokenStream, MatroskaStream, Track
+from device_agents.streams.pipeline import Launch, words_of
+from device_agents.streams.pipeline_reader import PipelineReader
 from device_agents.streams.stream_clock import StreamClock
-from edge.errors import EdgeError, InputError, MachineError
+from edge.errors import InputError
 from edge.sample import Channel
 
 _EXPECTED = "sensor readings from the pipeline"
 _CODEC = "A_PCM/FLOAT/IEEE"
 _RING_S = 10.0
 _BLOCK_LIMIT_BYTES = 64 << 20
-_FIRST_WITHIN_S = 15.0  # a pipeline may take this long to begin
 
 
-class GstReadings:
-    """One sensor pipeline and the ring that it fills. Use it as a context manager."""
+class GstReadings(PipelineReader):
+    """One sensor pipeline and the ring that it fills."""
 
     def __init__(
         self,
@@ -54,30 +53,11 @@ class GstReadings:
                 do="Give them in the order " + ", ".join(channel.name for channel in channels),
             )
         words = [*words_of(text, where), *_ending(len(channels), int(min(rates)))]
-        self._launch = Launch(where, words)
+        super().__init__(Launch(where, words), expected=_EXPECTED, stalled_after_s=stalled_after_s)
         self._scale = np.asarray(scale or (1.0,) * len(channels), np.float32)
         self._rate_hz = min(rates)
-        self._stalled_after_s = stalled_after_s
         self._clock = StreamClock()
-        self._fault: EdgeError | None = None
         self.ring = SensorRing(channels, _RING_S)
-
-    def __enter__(self) -> GstReadings:
-        self._pipeline = GstPipeline(self._launch)
-        self._heard_ns = time.monotonic_ns()
-        self._thread = Thread(target=self._read, name=self._launch.where, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipeline.close()
-        self._thread.join()
-        self._pipeline.output.close()
-
-    @property
-    def process_id(self) -> int:
-        """The process that runs the pipeline."""
-        return self._pipeline.process_id
 
     def around(self, moment_ns: int, samples: int, wait_s: float) -> Reading:
         """Return the window around a moment of the monotonic clock; its time is by that clock.
@@ -91,7 +71,7 @@ class GstReadings:
         # The window is laid on whole readings: its end may lie one later than its half.
         until_ns = self._stream_ns(moment_ns) + half_ns + round(1e9 / self._rate_hz)
         self.ring.wait_for(until_ns, timeout_s)
-        self._refuse_silence()
+        self._raise_failure()
         reading = self.ring.around(self._stream_ns(moment_ns), samples)
         if reading.window is None:
             return reading
@@ -109,7 +89,7 @@ class GstReadings:
         """Wait until readings come. Raises MachineError when the pipeline has failed."""
         deadline_s = time.monotonic() + timeout_s
         while not self.ring.wait_for(-(2**62), min(0.1, timeout_s)):
-            self._refuse_silence()
+            self._raise_failure()
             if time.monotonic() > deadline_s:
                 return False
         return True
@@ -117,38 +97,12 @@ class GstReadings:
     def _stream_ns(self, moment_ns: int) -> int:
         return moment_ns - self._clock.offset_ns
 
-    def _refuse_silence(self) -> None:
-        if self._fault is not None:
-            raise self._fault
-        silent_s = (time.monotonic_ns() - self._heard_ns) / 1e9
-        begun = self.ring.end_ns is not None
-        limit_s = self._stalled_after_s if begun else max(_FIRST_WITHIN_S, self._stalled_after_s)
-        if silent_s > limit_s:
-            raise self._pipeline.failure(_EXPECTED, f"none for {silent_s:.1f} s")
-
-    def _read(self) -> None:
-        """Fill the ring until the pipeline ends: the writer's thread."""
-        try:
-            stream = MatroskaStream(self._pipeline.output)
-            self._refuse_other_track(stream)
-            while True:
-                self._take_block(stream)
-        except EOFError:
-            self._fault = self._pipeline.failure(_EXPECTED, self._pipeline.how_it_ended())
-        except (BrokenStream, MachineError, ValueError) as error:
-            self._fault = (
-                error
-                if isinstance(error, MachineError)
-                else self._pipeline.failure(_EXPECTED, str(error))
-            )
-
-    def _refuse_other_track(self, stream: MatroskaStream) -> None:
-        track = stream.track()
+    def _refuse_other(self, track: Track) -> None:
         wanted = (_CODEC, len(self._scale), self._rate_hz)
         if (track.codec, track.channels, track.rate_hz) != wanted:
             raise BrokenStream(f"{track.codec}, {track.channels} channels, {track.rate_hz:g} Hz")
 
-    def _take_block(self, stream: MatroskaStream) -> None:
+    def _take_block(self, stream: MatroskaStream, track: Track) -> None:
         stream_ns, size = stream.next_block()
         if size % (4 * len(self._scale)) or size > _BLOCK_LIMIT_BYTES:
             raise BrokenStream(f"a block of {size} bytes for {len(self._scale)} channels")

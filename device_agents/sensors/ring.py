@@ -35,7 +35,7 @@ class SensorRing:
         self._blocks: deque[tuple[int, int]] = deque()  # (time in ns, number) of first readings
         self._gaps: deque[tuple[int, int]] = deque()  # (number of the reading after it, length)
         self._changed = Condition()
-        self.gaps = 0  # dropouts since the start
+        self._gaps_untold = 0
 
     @property
     def end_ns(self) -> int | None:
@@ -48,6 +48,12 @@ class SensorRing:
         """The time from which readings are known, about a block early; None while there is none."""
         with self._changed:
             return self._blocks[0][0] if self._blocks else None
+
+    def take_gaps(self) -> int:
+        """Return how many dropouts there were since the last call."""
+        with self._changed:
+            gaps, self._gaps_untold = self._gaps_untold, 0
+            return gaps
 
     def write(self, values: NDArray[np.float32], at_ns: int) -> None:
         """Add one block, [N, C] in physical units; `at_ns` is the time of its first reading."""
@@ -131,7 +137,7 @@ class SensorRing:
         end_ns = self._end_ns()
         if end_ns is None or abs(at_ns - end_ns) <= GAP_NS:
             return
-        self.gaps += 1
+        self._gaps_untold += 1
         if at_ns > end_ns:
             self._gaps.append((self._written, at_ns - end_ns))
             return

@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from threading import Event
 
 from device_agents.cameras.gstreamer import GstFrames, LiveFrame, ending
@@ -19,7 +20,7 @@ from device_agents.cameras.v4l2 import ENVIRONMENT, v4l2_words
 from device_agents.pairing.pair import tolerance_for
 from device_agents.parts import Reading, Shot, iso_of
 from device_agents.sensors.gstreamer import GstReadings
-from device_agents.station import Source
+from device_agents.station import Source, table_of
 from device_agents.streams.pipeline import Launch, words_of
 from edge.errors import InputError
 from edge.model_spec import ModelSpec
@@ -47,12 +48,12 @@ class LiveSource:
         self.parts_per_second = source.frames_per_second
         # The source itself gives up after `stalled_after_s`; this is for when it hangs.
         self.silent_after_s = max(_SILENT_S, 2 * source.stalled_after_s)
-        table = "source" if name == "main" else f"sources.{name}"
+        table = table_of(name)
         if self.parts_per_second is None:
             self.tolerance_ms = source.tolerance_ms or _TOLERANCE_MS
         else:
             period_ms = 1e3 / self.parts_per_second
-            self.tolerance_ms = tolerance_for(period_ms, source.tolerance_ms)
+            self.tolerance_ms = tolerance_for(period_ms, source.tolerance_ms, table)
         self._source = source
         self._sensor = spec.sensor
         self._half_window_s = 0.0
@@ -93,6 +94,7 @@ class LiveSource:
         if readings is not None:
             assert self._sensor is not None
             reading = readings.around(captured_ns, self._sensor.samples, _READINGS_WAIT_S)
+            reading = replace(reading, gaps_before=readings.ring.take_gaps())
         unix_ns = time.time_ns() - time.monotonic_ns()
         shot = Shot(
             sample_id=f"{self.name}-{unix_ns + captured_ns}",
@@ -108,7 +110,7 @@ class LiveSource:
         )
         if (window := reading.window) is not None:
             moved = Window(window.values, window.channels, window.captured_at_ns + unix_ns)
-            reading = Reading(moved)
+            reading = replace(reading, window=moved)
         return shot, reading
 
     def _frames(self) -> GstFrames:

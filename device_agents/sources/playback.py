@@ -17,7 +17,7 @@ from device_agents.cameras.recording import RecordingCamera, Schedule
 from device_agents.pairing.pair import misfit_of, tolerance_for, too_slow
 from device_agents.parts import Reading, Shot, iso_of
 from device_agents.sensors.recording import RecordingSensors
-from device_agents.station import Source
+from device_agents.station import Source, table_of
 from edge.errors import InputError
 from edge.model_spec import ModelSpec
 from edge.prepare import channels_text
@@ -48,7 +48,7 @@ class Playback:
         self._triggered = source.triggered
         self.parts_per_second: float = source.parts_per_second or recording.header.parts_per_second
         self.period_ms = 1e3 / self.parts_per_second
-        self.tolerance_ms = tolerance_for(self.period_ms, source.tolerance_ms)
+        self.tolerance_ms = tolerance_for(self.period_ms, source.tolerance_ms, table_of(name))
         self.silent_after_s = max(_SILENT_S, _SILENT_PERIODS * self.period_ms / 1e3)
 
     def __len__(self) -> int:

@@ -19,7 +19,6 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
-from pathlib import Path
 from threading import Thread
 
 from edge.errors import InputError, MachineError
@@ -192,12 +191,3 @@ def _launcher(where: str) -> list[str]:
         )
     setpriv = shutil.which("setpriv")  # of util-linux, which every Debian and Ubuntu has
     return [setpriv, "--pdeathsig", "KILL", "--", found] if setpriv else [found]
-
-
-def is_alive(process_id: int) -> bool:
-    """Tell whether a process runs: there, and no zombie."""
-    try:
-        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -9,18 +9,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from edge.cli.received import Display, JsonLines, LiveTable, PlainLines, summary_of
 from edge.cli.replay import at_least_one
+from edge.errors import AnswerIsNo, InputError
 
 if TYPE_CHECKING:
     from device_agents.consumer.ledger import Ledger
     from device_agents.consumer.listener import Subscriber
     from device_agents.consumer.picture_folder import PictureFolder
+    from device_agents.mqtt.address import BrokerAddress
     from device_agents.mqtt.link import Received
+    from device_agents.mqtt.tls import Tls
 
 _DEFAULT_EXPIRY_S = 86_400
 _DEFAULT_PICTURES_BYTES = 1 << 30
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
     from device_agents.consumer.ledger import Ledger
     from device_agents.consumer.listener import received_from
     from edge.cli.agent import log_to_stderr, stop_on_signals
-    from edge.errors import AnswerIsNo
 
     subscriber = _subscriber_from(arguments)
     pictures = _picture_folder_from(arguments)
@@ -131,9 +135,8 @@ def _picture_folder_from(arguments: argparse.Namespace) -> PictureFolder | None:
 
 
 def _subscriber_from(arguments: argparse.Namespace) -> Subscriber:
-    from device_agents.consumer.listener import Subscriber, broker_address_from, tls_from
+    from device_agents.consumer.listener import Subscriber
     from device_agents.station import password_from
-    from edge.errors import InputError
 
     expiry_s = arguments.session_expiry
     if expiry_s and arguments.client_id is None:
@@ -147,6 +150,62 @@ def _subscriber_from(arguments: argparse.Namespace) -> Subscriber:
         expiry_s = _DEFAULT_EXPIRY_S if arguments.client_id is not None else 0
     password = password_from(arguments.password_file)
     key_password = password_from(arguments.key_password_file)
-    tls = tls_from(arguments.ca, arguments.certificate, arguments.key, key_password)
-    broker = broker_address_from(arguments.broker, arguments.username, password, tls)
+    tls = _tls_from(arguments.ca, arguments.certificate, arguments.key, key_password)
+    broker = _broker_address_from(arguments.broker, arguments.username, password, tls)
     return Subscriber(broker, arguments.client_id, max(0, expiry_s))
+
+
+def _tls_from(
+    ca: str | None, certificate: str | None, key: str | None, key_password: str | None
+) -> Tls | None:
+    """Read the options --ca, --certificate and --key. Raises InputError where one lacks another."""
+    from device_agents.mqtt.tls import Tls
+
+    for option, given, needed, beside in (
+        ("--certificate", certificate, "--key", key),
+        ("--key", key, "--certificate", certificate),
+        ("--certificate", certificate, "--ca", ca),
+        ("--key-password-file", key_password, "--key", key),
+    ):
+        if given is not None and beside is None:
+            raise InputError(
+                where=option,
+                expected=f"{needed} beside it",
+                found=f"no {needed}",
+                do=f"Add {needed} FILE, or leave {option} out.",
+            )
+    return None if ca is None else Tls(ca, certificate, key, key_password)
+
+
+def _broker_address_from(
+    url: str, username: str | None, password: str | None, tls: Tls | None = None
+) -> BrokerAddress:
+    """Read `mqtt://HOST[:PORT]`, or `mqtts://` with TLS.
+
+    Raises InputError; a password does not belong in an address.
+    """
+    from device_agents.mqtt.address import BrokerAddress
+
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}", scheme="mqtt")
+        port = _PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
+    except ValueError:  # a port that is none, a bracket left open
+        parts, port = urlsplit(""), 0
+    if parts.password is not None or parts.scheme not in _PORTS or not parts.hostname or not port:
+        shown = url if "@" not in url else "an address with a user or a password in it"
+        raise InputError(
+            where="--broker",
+            expected="mqtt://HOST:PORT or mqtts://HOST:PORT",
+            found=shown,
+            do="Write the address so; a user goes into --username, a password into a file named "
+            "by --password-file.",
+        )
+    if (parts.scheme == "mqtts") != (tls is not None):
+        raise InputError(
+            where="--broker",
+            expected="mqtts:// and --ca together, or neither",
+            found="mqtt:// with --ca" if tls else "mqtts:// without --ca",
+            do="Name the file of whoever signed the broker's certificate with --ca, and write "
+            "mqtts:// before the host.",
+        )
+    return BrokerAddress(parts.hostname, port, username or parts.username, password, tls=tls)
