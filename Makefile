@@ -39,7 +39,7 @@ check: $(VENV)/.dev  ## format, lint, types and import rules: what CI runs befor
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/.dev .programs  ## measure: the acceptance figures on real data, and speed beside alternatives
-	@$(BIN)/python -m tests.benchmarks
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.benchmarks
 
 chaos: $(VENV)/.dev .programs  ## 200 rounds of kill -9, cut links and full disks; a judge counts what arrived
 	@$(BIN)/python -m tests.chaos --rounds 200

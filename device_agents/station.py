@@ -70,8 +70,11 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The bundle, and what runs it."""
 
     bundle: str  # folder
-    form: Literal["int8", "fp32"] = "int8"  # which of the bundle's ONNX files
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    # Which of the bundle's ONNX files; None: the one that `edge export` chose for the device.
+    form: Literal["int8", "fp16", "int4-weights", "fp32"] | None = None
+    provider: Literal["cpu", "cuda", "tensorrt", "tensorrt_rtx"] = "cpu"
+    plan: str | None = None  # of `edge build`; the providers of TensorRT run it, no other does
+    cuda_graph: bool = True  # capture a run once and replay it; on the CPU it means nothing
     threads: Count | None = None  # None: one core fewer than this process may use
 
 
@@ -163,7 +166,11 @@ def station_from_toml(path: Path) -> StationFile:
             name: replace(source, recording=absolute(source.recording))
             for name, source in station.all_sources().items()
         },
-        model=replace(station.model, bundle=str(folder / station.model.bundle)),
+        model=replace(
+            station.model,
+            bundle=str(folder / station.model.bundle),
+            plan=absolute(station.model.plan),
+        ),
         outbox=replace(station.outbox, path=str(folder / station.outbox.path)),
         monitor=replace(station.monitor, port=station.monitor.port or None),
         broker=replace(

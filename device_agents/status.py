@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +31,8 @@ _NAMES: dict[type, str] = {
 }
 _ROOM_BYTES = 32 << 10  # a Health with every counter and many sources has about 6 KiB
 FRESH_S = 10.0  # a status that was written longer ago tells of an agent that ended or hangs
-_READS = 3  # of a file that is just being written
+_SEAL_BYTES = 32
+_READS = 5  # of a file that is just being written
 _LAST_WORDS = ("stopped", "failed")
 
 
@@ -44,9 +46,10 @@ def write_status(outbox: Path, status: InspectorHealth | PublisherHealth | Healt
 
     Raises OSError where the file cannot even be made; the caller counts it and goes on.
     """
-    # JSON may end in blanks. One write of the whole file: a reader between two pages of it finds
-    # what cannot be read, and reads again (`read_status`).
-    content = msgspec.json.encode(status).ljust(_ROOM_BYTES)
+    # One write of the whole file, and yet a reader may come between two pages of it. Half of each
+    # of two statuses can be JSON, but not with its seal, and is read again (`read_status`).
+    said = msgspec.json.encode(status)
+    content = (said + b"\n" + _seal_of(said)).ljust(_ROOM_BYTES)
     file = os.open(status_path_of(outbox, type(status)), os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         os.pwrite(file, content, 0)
@@ -62,11 +65,26 @@ def read_status(outbox: Path, kind: type[S], *, fresh_s: float) -> S | None:
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # A clock that jumps makes a status look stale for one period, never fresh for ever.
             is_fresh = abs(time.time() - path.stat().st_mtime) <= fresh_s
-            status = msgspec.json.decode(path.read_bytes(), type=kind)
+            status = msgspec.json.decode(_whole_line(path.read_bytes()), type=kind)
             return status if is_fresh or _is_last_word(status) else None
         if not path.exists():
             return None
     return None
+
+
+def _whole_line(content: bytes) -> bytes:
+    """Return the JSON; raises DecodeError where it is not what was written at once."""
+    said, _, rest = content.partition(b"\n")
+    if rest[:_SEAL_BYTES] != _seal_of(said):
+        raise msgspec.DecodeError("half of one status and half of another")
+    return said
+
+
+def _seal_of(said: bytes) -> bytes:
+    """Return the CRC-32 in blanks and tabs, which JSON may end in: the file stays plain JSON."""
+    return (
+        format(zlib.crc32(said), f"0{_SEAL_BYTES}b").replace("0", " ").replace("1", "\t").encode()
+    )
 
 
 def _is_last_word(status: InspectorHealth | PublisherHealth | Health) -> bool:

@@ -10,7 +10,6 @@ Weights are read with `weights_only=True`: a checkpoint from a stranger cannot r
 from __future__ import annotations
 
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,15 +21,46 @@ from torch import Tensor
 
 from distill.recipe import Recipe
 from distill.students.student import Student
-from edge.artefact import digest_of_file
-from edge.errors import InputError
+from edge.artefact import digest_of_file, new_file
+from edge.errors import InputError, MachineError
 from edge.model_spec import ModelSpec
 from edge.scorer import ModelInputs, Scores, scores_from_outputs
 
-SCHEMA = 1
+SCHEMA = 2
 RECORD_FILE = "run.json"
 WEIGHTS_FILE = "student.pt"
-EPOCH_FILE = "epoch.pt"
+
+
+class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One stage of a run."""
+
+    name: str
+    epochs: int
+    recordings: dict[str, str]  # their names and digests
+
+
+class HeldOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A student on held-out samples, in two numbers."""
+
+    normals: int
+    others: int
+    auroc: float | None  # None where one of the two kinds is missing
+    score_loss: float  # mean of -log(what the anomaly score gives to the truth)
+
+
+class AdaptRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an adapted run came from, and what adapting it did."""
+
+    weights_digest: str  # of the run that was adapted
+    recording_digest: str  # of the recording that it was trained on
+    recipe: Recipe  # what it was adapted by
+    parts: int  # by part_id
+    few_shot: bool
+    rank: int
+    trained_share: float  # of the parameters
+    before: HeldOut | None  # None where nothing is held out
+    after: HeldOut | None
+    not_learned: tuple[str, ...]
 
 
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,10 +72,12 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recording: str  # its name
     recording_digest: str
     weights_digest: str
-    parts_by_label: dict[str, int]
-    losses_by_epoch: tuple[dict[str, float], ...]
+    parts_by_label: dict[str, int]  # "unlabelled" among them where there are such parts
+    losses_by_epoch: tuple[dict[str, float], ...]  # of all stages, one after the other
     versions: dict[str, str]
     remarks: tuple[str, ...]
+    stages: tuple[StageRecord, ...] = ()
+    adapted: AdaptRecord | None = None
     schema: int = SCHEMA
 
 
@@ -55,7 +87,8 @@ def write_run(folder: Path, student: Student, record: RunRecord) -> None:
     save_whole(weights, student.state_dict())
     record = msgspec.structs.replace(record, weights_digest=digest_of_file(weights))
     content = msgspec.json.format(msgspec.json.encode(record))
-    (folder / RECORD_FILE).write_bytes(content + b"\n")
+    with new_file(folder / RECORD_FILE, force=True) as partial:
+        partial.write_bytes(content + b"\n")
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -101,7 +134,9 @@ def checkpoint_from_run(folder: Path) -> Checkpoint:
             do="Copy the whole run folder again, or distil again.",
         )
     student = Student(record.spec, record.recipe)
-    student.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    # Mapped, so that they are not in memory twice.
+    weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    student.load_state_dict(weights)
     return Checkpoint(student.eval(), record.spec, record.weights_digest, record.recording_digest)
 
 
@@ -156,35 +191,35 @@ class StudentScorer:
 
 
 def save_whole(path: Path, content: Any) -> None:
-    """Write tensors to disk so that `path` always holds a whole file: the old or the new one."""
+    """Write tensors to disk so that `path` always holds a whole file: the old or the new one.
+
+    Raises MachineError where the disk does not take it.
+    """
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        flush(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer raises errors of its own
+        partial.unlink(missing_ok=True)
+        raise MachineError(
+            where=path,
+            expected="a disk that takes the weights",
+            found=str(error).splitlines()[0],
+            do="Free some space, then go on with the same command and --resume.",
+        ) from error
+
+
+def flush(path: Path) -> None:
+    """Force a file, or what a folder lists, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def load_epoch(folder: Path) -> dict[str, Any] | None:
-    """Return what the last whole epoch left behind, or None before the first. InputError."""
-    path = folder / EPOCH_FILE
-    if not path.is_file():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise InputError(
-            where=path,
-            expected="the state after an epoch",
-            found=str(error).splitlines()[0],
-            do="Distil again with --force instead of --resume.",
-        ) from None
-    return state
 
 
 def _no_run(path: Path, found: str) -> InputError:

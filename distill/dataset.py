@@ -1,83 +1,192 @@
-"""The training side of a recording: its parts, their tensors, and the sizes that follow from it."""
+"""The training side of recordings: their parts, what is known of them, and what follows from it."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from distill.features.spectral import MIN_READINGS
-from distill.recipe import Recipe
+from distill.label_share import with_labels_of
+from distill.recipe import TRAIN_SPLIT, Recipe, Stage
 from edge.errors import InputError
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
 from edge.prepare import image_tensor, sensor_tensor
-from edge.recording.format import Recording, SampleRow, read_pixels, read_readings
-from edge.sample import Window
+from edge.recording.format import UNLABELLED, Recording, SampleRow, read_pixels, read_readings
+from edge.sample import Channel, Window
 
 Progress = Callable[[str], Callable[[Sequence[int]], Iterable[int]]]
 """`progress("what")(range(n))` yields the numbers and shows how far it is."""
 
 STRIDE = 16  # pixels of the image per token and per cell of the anomaly map, each way
-TRAIN_SPLIT = "train"
+UNKNOWN = -1
+"""The class number of a part that nobody labelled, or with a label that the model has not."""
 _GRAIN = 32  # image sizes are multiples of this,
 _COARSE_GRAIN = 128  # or of this, where the image is so large that attention goes by windows:
 _LARGE_PIXELS = 1 << 17  # the map's grid must then be cut evenly
 _LARGEST_SIDE = 4096
 _SIZES_LOOKED_AT = 32
+_SKIPPED_NAMED = 50
 _SHAPE_WEIGHT = 2.0  # a distorted part is worse than one seen a little smaller
 
 
 @dataclass(frozen=True)
-class TrainingParts:
-    """Rows of one split, read as a model of `spec` meets them."""
+class Source:
+    """Rows of one recording."""
 
     recording: Recording
     rows: tuple[SampleRow, ...]
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """Rows of one recording or several, read as a model of `spec` meets them."""
+
+    sources: tuple[Source, ...]
     spec: ModelSpec
+    readings: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    """All windows [N, C, T], where they were read already; None: each is read from its file."""
+    few: bool = False
+    """So few that made defects must stand beside the labelled ones."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def labels_N(self) -> NDArray[np.int64]:  # noqa: N802 (shape suffix)
-        """Class numbers after `spec.classes`; 0 is the normal class."""
-        return np.array([self.spec.classes.index(row.label) for row in self.rows], dtype=np.int64)
+    def recording(self) -> Recording:
+        """The recording, where there is but one."""
+        assert len(self.sources) == 1
+        return self.sources[0].recording
 
-    @property
+    @cached_property
+    def rows(self) -> tuple[SampleRow, ...]:
+        """All rows. Of several recordings, ids say which, for the same may stand in two."""
+        if len(self.sources) == 1:
+            return self.sources[0].rows
+        return tuple(
+            msgspec.structs.replace(
+                row, sample_id=f"{number}:{row.sample_id}", part_id=f"{number}:{row.part_id}"
+            )
+            for number, source in enumerate(self.sources)
+            for row in source.rows
+        )
+
+    @cached_property
+    def labels_N(self) -> NDArray[np.int64]:  # noqa: N802 (shape suffix)
+        """Class numbers after `spec.classes`; 0 is the normal class, whatever it is called."""
+        numbers = {name: number for number, name in enumerate(self.spec.classes)}
+        known = [
+            0
+            if row.label == recording.normal_class
+            else numbers.get(row.label, UNKNOWN) or UNKNOWN  # another recording's word for normal
+            for recording, row in zip(self._recordings, self.rows, strict=True)
+        ]
+        return np.array(known, dtype=np.int64)
+
+    @cached_property
+    def normal_N(self) -> NDArray[np.float64]:  # noqa: N802 (shape suffix)
+        """1 where a person called the part normal, 0 where anything else, nan where nothing."""
+        said = [
+            np.nan if row.label == UNLABELLED else float(row.label == recording.normal_class)
+            for recording, row in zip(self._recordings, self.rows, strict=True)
+        ]
+        return np.array(said, dtype=np.float64)
+
+    @cached_property
+    def sensed_N(self) -> NDArray[np.bool_]:  # noqa: N802 (shape suffix)
+        """Whether each part's recording has the spec's channels."""
+        has = [self._channels_in(source.recording) is not None for source in self.sources]
+        rows = [len(source.rows) for source in self.sources]
+        return np.repeat(np.array(has, dtype=np.bool_), rows)
+
+    @cached_property
+    def windows_N(self) -> NDArray[np.bool_]:  # noqa: N802 (shape suffix)
+        """Whether each part has a window of the spec's channels."""
+        paired = np.array([row.sensor is not None for row in self.rows], dtype=np.bool_)
+        return np.asarray(paired & self.sensed_N)
+
+    @cached_property
     def has_defects(self) -> bool:
         """Tell whether labelled defects are among the parts."""
-        return len(self.spec.classes) > 1
+        return bool((self.normal_N == 0.0).any())
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read one image, uint8 [H, W, 3]. Raises InputError."""
-        pixels = read_pixels(self.recording.path_of(self.rows[index].image))
+        pixels = read_pixels(self._recordings[index].path_of(self.rows[index].image))
         image: NDArray[np.uint8] = image_tensor(pixels, self.spec.image)[0]
         return image
 
     def window(self, index: int) -> NDArray[np.float32] | None:
-        """Read one sensor window, float32 [C, T]; None where none was paired. InputError."""
-        row = self.rows[index]
-        if self.spec.sensor is None or row.sensor is None:
+        """Read one sensor window, float32 [C, T]; None where there is none. InputError.
+
+        There is none where none was paired, and where the part's recording has not the channels.
+        """
+        if not self.windows_N[index]:
             return None
-        path = self.recording.path_of(row.sensor)
-        readings = read_readings(path, self.recording.header.channels)
-        window = Window(readings, self.recording.header.channels, captured_at_ns=0)
+        if self.readings is not None:
+            return np.array(self.readings[index])
+        row, recording = self.rows[index], self._recordings[index]
+        chosen = self._channels_in(recording)
+        assert self.spec.sensor is not None
+        assert row.sensor is not None
+        readings = read_readings(recording.path_of(row.sensor), recording.header.channels)
+        window = Window(readings[chosen], self.spec.sensor.channels, captured_at_ns=0)
         values: NDArray[np.float32] = sensor_tensor(window, self.spec.sensor, row.sample_id)[0]
         return values
 
     def mask(self, index: int) -> NDArray[np.uint8] | None:
-        """Read one defect mask at the image's size, uint8 [H, W] (0 or 255), or None."""
-        mask = self.recording.read_mask(self.rows[index])
+        """Read one defect mask at the image's size, uint8 [H, W] (0 or 255), or None.
+
+        A mask is a label too: that of an unlabelled part is not used.
+        """
+        if self.rows[index].label == UNLABELLED:
+            return None
+        mask = self._recordings[index].read_mask(self.rows[index])
         if mask is None:
             return None
         picture = Image.fromarray(mask.astype(np.uint8) * 255)
         size = (self.spec.image.width, self.spec.image.height)
         return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+
+    @cached_property
+    def _recordings(self) -> tuple[Recording, ...]:
+        """Each row's recording."""
+        return tuple(source.recording for source in self.sources for _ in source.rows)
+
+    def _channels_in(self, recording: Recording) -> list[int] | None:
+        """Return the places of the spec's channels among a recording's, None where one lacks."""
+        has: tuple[Channel, ...] = recording.header.channels
+        wanted = self.spec.sensor.channels if self.spec.sensor else ()
+        if not wanted or not set(wanted) <= set(has):
+            return None
+        return [has.index(channel) for channel in wanted]
+
+
+def training_parts(recording: Recording, recipe: Recipe) -> TrainingParts:
+    """Return the command's own training split as the recipe's student meets it. InputError."""
+    spec = spec_for(recording, recipe)
+    return TrainingParts((_source_in(recording, recipe),), spec)
+
+
+def parts_of_stage(stage: Stage, own: TrainingParts, recipe: Recipe) -> TrainingParts:
+    """Return the parts that a stage learns from; `own` are those of the last one. InputError."""
+    if not stage.recordings:
+        return own
+    recordings = [Recording.open(folder) for folder in stage.recordings]
+    return TrainingParts(tuple(_source_in(r, recipe) for r in recordings), own.spec)
+
+
+def _source_in(recording: Recording, recipe: Recipe) -> Source:
+    rows = recording.rows_in(TRAIN_SPLIT)
+    share = recipe.targets.label_share
+    return Source(recording, with_labels_of(share, rows, recording.normal_class, recipe.seed))
 
 
 def spec_for(recording: Recording, recipe: Recipe) -> ModelSpec:
@@ -109,7 +218,7 @@ def require_normal_parts(recording: Recording, split: str) -> tuple[SampleRow, .
             where=f"{recording.folder}, split '{split}'",
             expected=f"normal parts (label '{recording.normal_class}'), which the teacher's memory "
             "and the threshold come from",
-            found="only " + ", ".join(sorted({row.label for row in rows})),
+            found="only " + ", ".join(sorted({row.label or "unlabelled" for row in rows})),
             do="Add normal parts to that split, or import with --ok LABEL if they are called "
             "otherwise.",
         )
@@ -123,11 +232,38 @@ def check_readable(
 
     Raises InputError for the first that cannot be read or does not fit `spec`.
     """
-    parts = TrainingParts(recording, tuple(rows), spec)
+    check_parts_readable(TrainingParts((Source(recording, tuple(rows)),), spec), progress)
+
+
+def check_parts_readable(parts: TrainingParts, progress: Progress) -> None:
+    """Do the same for the parts of a stage."""
     for index in progress("checking the files")(range(len(parts))):
         parts.image(index)
         parts.window(index)
         parts.mask(index)
+
+
+def without_unreadable(recording: Recording, progress: Progress) -> tuple[Recording, str]:
+    """Leave out the samples whose files cannot be read; say how many and which, or nothing.
+
+    Only where a person asked for it: a training set that shrinks by itself is nobody's friend.
+    """
+    kept, skipped = [], []
+    for number in progress("looking for files that cannot be read")(range(len(recording.rows))):
+        row = recording.rows[number]
+        try:
+            recording.read_sample(row)
+            recording.read_mask(row)
+        except InputError as error:
+            skipped.append(f"{row.sample_id} ({error.found})")
+        else:
+            kept.append(row)
+    if not skipped:
+        return recording, ""
+    named = "; ".join(skipped[:_SKIPPED_NAMED])
+    rest = f"; and {len(skipped) - _SKIPPED_NAMED} more" * (len(skipped) > _SKIPPED_NAMED)
+    told = f"skipped {len(skipped)} of {len(recording.rows)} samples that cannot be read: "
+    return Recording(recording.folder, recording.header, tuple(kept)), f"{told}{named}{rest}"
 
 
 def image_input_for(shapes_HW: Sequence[tuple[int, int]], pixel_budget: int) -> ImageInput:

@@ -3,6 +3,8 @@
     BUNDLE/manifest.json       everything below, in one file, with a digest and size for each file
     BUNDLE/model.fp32.onnx     the student as trained
     BUNDLE/model.int8.onnx     the same with its quantisation written in the graph (Q/DQ)
+    BUNDLE/model.fp16.onnx     in its place, where `edge export` shipped that form
+    BUNDLE/model.int4.onnx     or this one, its weights int4, all else float
     BUNDLE/golden/*.npz        golden samples: input tensors and the scores they must give
 
 Opening a bundle reads the manifest; `problems_of` holds every file against it. No path outside the
@@ -28,6 +30,12 @@ SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
 FP32_FILE = "model.fp32.onnx"
 INT8_FILE = "model.int8.onnx"
+FORM_FILES = {
+    "fp32": FP32_FILE,
+    "int8": INT8_FILE,
+    "fp16": "model.fp16.onnx",
+    "int4-weights": "model.int4.onnx",
+}
 _MANIFEST_LIMIT_BYTES = 8 << 20
 
 
@@ -48,15 +56,40 @@ class GoldenSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     class_scores: tuple[float, ...]
 
 
+class WorstSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A held-out sample that a form judges otherwise than the checkpoint, or nearly so."""
+
+    sample_id: str
+    image: str  # its picture's file in the recording; empty where it has none
+    checkpoint_score: float
+    form_score: float
+    threshold: float
+    flipped: bool
+
+
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far one form of the model is from the checkpoint, on the same `samples` samples."""
 
-    form: str  # "onnx-fp32" or "onnx-int8"
+    form: str  # "onnx-" and one of FORM_FILES
     samples: int
     max_score_error: float
     mean_score_error: float
     verdict_flips: int
     auroc_difference: float | None  # None where only one class was present
+    auroc_interval: tuple[float, float] | None = None  # 95 %, of the difference
+    worst: tuple[WorstSample, ...] = ()  # flipped verdicts first, then the scores that moved most
+
+
+class CompiledLayers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the builder made of the graph, by the names of its nodes and the student's modules."""
+
+    kernels: int
+    kernels_by_block: dict[str, int]  # of blocks with an attention
+    int8: tuple[str, ...]  # products that were meant to be INT8 and are Int8 gemms
+    not_int8: dict[str, str]  # those that are not, and what they became
+    fused_attentions: tuple[str, ...]  # by their softmax
+    not_fused: dict[str, str]  # attentions in several kernels, and in which
+    float_kernels: dict[str, str]  # modules that stayed FP32: how many kernels, and why
 
 
 class CompileCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +103,27 @@ class CompileCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan_bytes: int | None = None
     int8_layers: int | None = None
     layers: int | None = None
+    compiled: CompiledLayers | None = None  # None: not run, or the builder reported otherwise
+
+
+class LayerEffect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far the anomaly score moves (mean, log odds) with this layer alone in int8."""
+
+    layer: str
+    movement: float
+
+
+class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the INT8 form was made. Movements are of the anomaly score: mean, log odds."""
+
+    method: str  # by which the ranges were read from the calibration samples
+    method_movements: dict[str, float]  # of every method; empty where the method was given
+    smoothing: float  # SmoothQuant's strength, 0 where none was folded
+    smoothing_movements: dict[str, float]
+    layers: tuple[str, ...]  # that are int8
+    kept_float: tuple[str, ...]  # because the student asks for it
+    returned: tuple[str, ...]  # to float, because the parity budget did not hold otherwise
+    effects: tuple[LayerEffect, ...]  # the worst first; empty where the budget held at once
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +135,9 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration_samples: int
     tools: dict[str, str]
     created_at: str
+    # Between normal parts of the calibration and of the training recording, in deviations, by
+    # figure; empty where the two are one recording, None where they were not compared.
+    calibration_differences: dict[str, float] | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,12 +145,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     spec: ModelSpec
     files: dict[str, FileEntry]
-    parity: tuple[Parity, ...]
+    parity: tuple[Parity, ...]  # of FP32, of the form that ships, and of others within budget
     compile_checks: tuple[CompileCheck, ...]
     golden: tuple[GoldenSample, ...]
     provenance: Provenance
     schema: int = SCHEMA
     seal: str = ""  # SHA-256 of the manifest's bytes as they are while the seal is empty
+    form: str = "int8"  # which of FORM_FILES was chosen to run on the device
+    quantisation: Quantisation | None = None  # None: not INT8, or an older export
     reference: Reference | None = None  # None: no normal part was held out, or an older export
 
 

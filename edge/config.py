@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -29,7 +30,12 @@ _TOML_WORDS = ((" | null", ""), ("object", "table"), ("array", "list"), ("str", 
 
 def struct_from_toml(path: Path, kind: type[S], overrides: tuple[str, ...] = ()) -> S:
     """Read one TOML file into `kind`, after `key.sub=value` overrides. Raises InputError."""
-    return struct_from_table(table_from_toml(path), kind, where=str(path), overrides=overrides)
+    table = table_from_toml(path)
+    if not overrides:
+        return struct_from_table(table, kind, where=str(path))
+    struct_from_table(deepcopy(table), kind, where=str(path))  # the file's own faults are its own
+    said = " ".join(f"--set {override}" for override in overrides)
+    return struct_from_table(table, kind, where=said, overrides=overrides)
 
 
 def table_from_toml(path: Path) -> dict[str, Any]:

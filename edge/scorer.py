@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,6 +23,15 @@ class Scores:
     anomaly_score: float  # 0..1, the number that the decision rule judges
     anomaly_map: NDArray[np.float32]  # [h, w], 0..1
     embedding: NDArray[np.float32]  # [D]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where one run's time went, from inputs in host memory to scores in host memory."""
+
+    copy_ms: float  # inputs to where the engine reads them, outputs back from where it wrote
+    compute_ms: float  # the model itself
+    wait_ms: float | None  # launching and synchronising; None: it is part of compute_ms
 
 
 class Scorer(Protocol):
@@ -47,11 +56,30 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
+class Engine(Scorer, Protocol):
+    """A scorer of the device: it takes batches, has a name, and knows where its time goes."""
+
+    @property
+    def name(self) -> str:
+        """What an inspection reports, such as "tensorrt 10.3.0 int8"."""
+        ...
+
+    def score_batch(self, several: Sequence[ModelInputs]) -> list[Scores]:
+        """Score up to `spec.batch` samples in one run. One caller at a time."""
+        ...
+
+    def split(self, several: Sequence[ModelInputs]) -> Split:
+        """Run once more and say where the time went. Slower than `score_batch`: it looks."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+
+
 def scores_from_outputs(outputs: Mapping[str, NDArray[Any]], row: int = 0) -> Scores:
-    """Take one sample of the model's named output tensors (see `ModelSpec.outputs`)."""
+    """Copy one sample out of the model's named output tensors (see `ModelSpec.outputs`)."""
     return Scores(
-        class_scores=np.asarray(outputs["class_scores"][row], dtype=np.float32),
+        class_scores=np.array(outputs["class_scores"][row], dtype=np.float32),
         anomaly_score=float(outputs["anomaly_score"][row]),
-        anomaly_map=np.asarray(outputs["anomaly_map"][row], dtype=np.float32),
-        embedding=np.asarray(outputs["embedding"][row], dtype=np.float32),
+        anomaly_map=np.array(outputs["anomaly_map"][row], dtype=np.float32),
+        embedding=np.array(outputs["embedding"][row], dtype=np.float32),
     )

@@ -18,21 +18,27 @@ from edge.artefact import digest_of_bytes
 from edge.errors import InputError
 from edge.model_spec import ModelSpec
 from edge.prepare import channels_text, model_inputs
-from edge.recording.format import Recording, SampleRow
+from edge.recording.format import UNLABELLED, Recording, SampleRow
 from edge.scorer import ModelInputs
 
 # Ranges are maxima: fewer samples than this, and the first unusual part on the line is clipped.
 MINIMUM_SAMPLES = 32
+SPARE_SAMPLES = 32
 _WITHHELD_EVERY = 4
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The rows that were drawn, and how to read one."""
+    """The rows that were drawn, and how to read one.
+
+    `spare_rows` are more of the same split, on which choices are measured; they are the last of
+    `rows` again where the split has no more.
+    """
 
     recording: Recording
     spec: ModelSpec
     rows: tuple[SampleRow, ...]
+    spare_rows: tuple[SampleRow, ...] = ()
 
     def inputs_from(self, rows: Iterable[SampleRow]) -> Iterator[ModelInputs]:
         """Yield the model's inputs, batch of 1. Raises InputError naming an unfit sample.
@@ -78,7 +84,10 @@ def calibration_set(
             do=f"Ask for {MINIMUM_SAMPLES} or more, or leave --samples out (split '{split}' has "
             f"{len(rows)}).",
         )
-    return CalibrationSet(recording, spec, _drawn(rows, samples, seed))
+    drawn = _drawn(rows, samples + SPARE_SAMPLES, seed)
+    return CalibrationSet(
+        recording, spec, drawn[:samples], drawn[samples:] or drawn[-SPARE_SAMPLES:]
+    )
 
 
 def _refuse_another_line(
@@ -101,7 +110,7 @@ def _refuse_another_line(
             f"the normal class '{spec.classes[0]}'",
             f"'{recording.normal_class}'",
         )
-    unknown = sorted({row.label for row in rows} - set(spec.classes))
+    unknown = sorted({row.label for row in rows} - {*spec.classes, UNLABELLED})
     if unknown and len(spec.classes) > 1:
         raise _other(
             recording.folder,

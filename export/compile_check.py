@@ -3,7 +3,7 @@
 TensorRT-RTX builds ahead of time for SM 8.6. That is not the Orin's compiler (SM 8.7, another
 TensorRT), so "passed" means that NVIDIA's parser and builder take this onnx_graph, no more. The
 builder runs in a process of its own: a crash in native code must not take the export down, and
-its thousands of log lines stay there. That process imports nothing of this project but this file.
+its thousands of log lines stay there; only its list of compiled layers comes back.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.bundle import CompileCheck
+import onnx
+
+from edge.bundle import CompileCheck, CompiledLayers
 from edge.errors import AnswerIsNo
+from export.layer_report import Kernel, compiled_layers, kernels_in
 
 BUILDER_PACKAGES = ("tensorrt-rtx-cu13-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu13")
 _BINDINGS = "tensorrt_rtx_bindings"
 _LIBRARIES = "onnxruntime_ep_nv_tensorrt_rtx"  # the wheel that carries the shared libraries
 _LIBRARY_PATTERNS = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
-_LAYER = "LayerType:"
 _LIMIT_S = 1800  # a graph of 600M parameters takes under a minute; beyond this it hangs
 
 # What to do about a refused node, by its operator.
@@ -60,24 +62,33 @@ def compile_check(path: Path, int8_nodes: Sequence[str] = ()) -> CompileCheck:
         return _not_run(path, f"installed but does not load: {report['reason']}")
     if report["outcome"] == "refused":
         raise _refused(path, report["errors"])
+    kernels = kernels_in(report["layers"])
+    known = bool(kernels)  # another version may report otherwise: then say nothing, not zero
+    compiled = _compiled(path, kernels, int8_nodes) if known else None
     return CompileCheck(
         file=path.name,
         status="passed",
         builder=report["builder"],
-        remark=_remark(int8_nodes, report["int8_nodes"]),
+        remark=_remark(int8_nodes, compiled),
         seconds=round(report["seconds"], 2),
         plan_bytes=report["plan_bytes"],
-        int8_layers=report["int8_layers"],
-        layers=report["layers"],
+        int8_layers=sum(kernel.computes_int8 for kernel in kernels) if known else None,
+        layers=len(kernels) if known else None,
+        compiled=compiled,
     )
 
 
-def _remark(meant: Sequence[str], compiled: Sequence[str]) -> str:
+def _compiled(path: Path, kernels: list[Kernel], int8_nodes: Sequence[str]) -> CompiledLayers:
+    return compiled_layers(onnx.load(path, load_external_data=False), kernels, int8_nodes)
+
+
+def _remark(meant: Sequence[str], compiled: CompiledLayers | None) -> str:
     accepted = "NVIDIA's parser and builder take this graph; the Orin builds its own plan"
-    missing = sorted(set(meant) - set(compiled))
-    if not missing:
+    if not meant or (compiled and not compiled.not_int8):
         return accepted
-    return f"{accepted}; quantised, but not compiled to int8 here: {', '.join(missing)}"
+    if compiled is None:
+        return f"{accepted}; which products are int8 is not known: its report is of another form"
+    return f"{accepted}; quantised, but not compiled to int8 here: {', '.join(compiled.not_int8)}"
 
 
 def _report_from_child(path: Path) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def _child(path: Path) -> dict[str, Any]:
         "builder": f"TensorRT-RTX {trt.__version__}, SM 8.6, ahead of time",
         "seconds": time.monotonic() - start,
         "plan_bytes": plan.nbytes,
-        **_layers_in(log.layer_report),
+        "layers": log.layer_report,
     }
 
 
@@ -225,27 +236,6 @@ def _operator_in(errors: list[str]) -> str:
     """Find the operator where the parser names only its own function, `importScatterElements`."""
     found = re.search(r"In function (?:import|check)(\w+)", " ".join(errors))
     return found.group(1) if found else ""
-
-
-def _layers_in(report: str) -> dict[str, Any]:
-    """Count compiled layers and those that compute on int8, and name the latter's ONNX nodes.
-
-    `kgen` layers are left out of the int8 ones: they move and convert, also when they read int8.
-    """
-    layers = [line for line in report.partition("I/O Tensors")[0].splitlines() if _LAYER in line]
-    int8 = [
-        line
-        for line in layers
-        if f"{_LAYER} kgen" not in line
-        and "Datatype: Int8" in line.partition("Inputs:")[2].partition("Constants:")[0]
-    ]
-    nodes = sorted({node for line in int8 for node in re.findall(r"\[ONNX Layer: ([^]]+)\]", line)})
-    known = bool(layers)  # another version may report otherwise: then say nothing, not zero
-    return {
-        "layers": len(layers) if known else None,
-        "int8_layers": len(int8) if known else None,
-        "int8_nodes": nodes,
-    }
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -117,8 +118,8 @@ def _difference(bundle: Bundle, golden: GoldenSample, scorer: Scorer) -> str | N
 
 
 def _inputs_from(path: Path, spec: ModelSpec) -> Mapping[str, NDArray[Any]]:
-    """Read an .npz of input tensors, no larger than the spec says they are."""
-    wanted = {tensor.name: tensor for tensor in spec.inputs()}
+    """Read an .npz of one sample's input tensors, no larger than the spec says they are."""
+    wanted = {tensor.name: tensor for tensor in msgspec.structs.replace(spec, batch=1).inputs()}
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {member.filename: member.file_size for member in archive.infolist()}

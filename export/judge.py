@@ -23,6 +23,8 @@ class Judged:
     normal: bool  # its label is the normal class
     score: float
     verdict: Verdict
+    part: str = ""  # samples of one part are no independent witnesses
+    image: str = ""  # its picture's file in the recording
 
 
 def judged_by(
@@ -39,7 +41,16 @@ def judged_by(
             inputs = model_inputs(sample, scorer.spec)
             scores = scorer.score(inputs)
             verdict = verdict_from(scores, inputs, scorer.spec)
-            judged[form].append(Judged(row.sample_id, normal, scores.anomaly_score, verdict))
+            judged[form].append(
+                Judged(
+                    row.sample_id,
+                    normal,
+                    scores.anomaly_score,
+                    verdict,
+                    row.part_id or row.sample_id,
+                    row.image,
+                )
+            )
     return judged
 
 

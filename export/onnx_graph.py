@@ -1,4 +1,4 @@
-"""A student becomes an onnx_graph: static shapes, named tensors, everything in one file.
+"""A student becomes an onnx_graph: static shapes, named tensors, all constants once.
 
 The torch exporter (dynamo) writes opset 20 with `LayerNormalization` kept as one operator: the
 decomposed one overflows FP16 on the Orin (DESIGN, "ONNX"). What the exporter adds for debugging is
@@ -18,21 +18,25 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, ValueInfoProto
 from torch import Tensor, nn
 
+from edge.errors import InputError
 from edge.model_spec import ModelSpec, TensorSpec
+from export import onnx_file
 
 OPSET = 20
+LARGEST_BATCH = 64
 _ROOT = "student"  # stands for the student itself where an operation is in no submodule
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 def fp32_onnx_from_student(student: nn.Module, spec: ModelSpec, path: Path) -> None:
     """Write the student, as trained, to `path`."""
-    onnx.save(onnx_from_module(student.eval(), spec), path)
+    onnx_file.save(onnx_from_module(student.eval(), spec), path)
 
 
 def onnx_from_module(module: nn.Module, spec: ModelSpec) -> ModelProto:
@@ -53,7 +57,7 @@ def onnx_from_module(module: nn.Module, spec: ModelSpec) -> ModelProto:
     model = program.model_proto
     _name_nodes_by_module(model)
     _strip_debugging(model)
-    onnx.checker.check_model(model, full_check=True)
+    onnx_file.check(model)
     problems = tensor_problems(model, spec)
     assert not problems, problems  # the student broke its own spec: our bug, not a person's
     assert not model.functions, "the exporter left ONNX functions, which TensorRT does not inline"
@@ -65,6 +69,21 @@ def example_inputs(spec: ModelSpec) -> tuple[Tensor, ...]:
     return tuple(
         torch.ones(tensor.shape, dtype=getattr(torch, tensor.dtype)) for tensor in spec.inputs()
     )
+
+
+def spec_for_batch(spec: ModelSpec, batch: int) -> ModelSpec:
+    """Return the contract of the same student for `batch` samples in one run.
+
+    The shape is static, as are all others. Raises InputError for a batch that no station fills.
+    """
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise InputError(
+            where="--batch",
+            expected=f"1 to {LARGEST_BATCH} samples in one run of the model",
+            found=str(batch),
+            do="Choose at most as many as the station has cameras; 1 answers soonest.",
+        )
+    return msgspec.structs.replace(spec, batch=batch)
 
 
 def tensor_problems(model: ModelProto, spec: ModelSpec) -> list[str]:

@@ -15,6 +15,7 @@ from edge.bundle import (
     Manifest,
     Parity,
     Provenance,
+    Quantisation,
     entries_of,
     problems_of,
     write_manifest,
@@ -44,6 +45,8 @@ class Proof:
     compile_checks: tuple[CompileCheck, ...]
     golden: tuple[GoldenSample, ...]
     reference: Reference | None = None
+    form: str = "int8"  # that ships, see FORM_FILES
+    quantisation: Quantisation | None = None
 
 
 def bundle_from(folder: Path, spec: ModelSpec, proof: Proof, provenance: Provenance) -> Bundle:
@@ -57,6 +60,8 @@ def bundle_from(folder: Path, spec: ModelSpec, proof: Proof, provenance: Provena
         golden=proof.golden,
         provenance=provenance,
         reference=proof.reference,
+        form=proof.form,
+        quantisation=proof.quantisation,
     )
     write_manifest(folder, manifest)
     bundle = Bundle.open(folder)
@@ -65,7 +70,11 @@ def bundle_from(folder: Path, spec: ModelSpec, proof: Proof, provenance: Provena
 
 
 def provenance_of(
-    *, checkpoint_digest: str, training_digest: str, calibration: CalibrationSet
+    *,
+    checkpoint_digest: str,
+    training_digest: str,
+    calibration: CalibrationSet,
+    calibration_differences: dict[str, float] | None = None,
 ) -> Provenance:
     """Say what the bundle was made from, and with which tools."""
     return Provenance(
@@ -74,6 +83,7 @@ def provenance_of(
         calibration_digest=calibration.digest(),
         calibration_samples=len(calibration.rows),
         tools=tool_versions(),
+        calibration_differences=calibration_differences,
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

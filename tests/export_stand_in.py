@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from device_agents.inspector.engine import engine_from_onnx
+from device_agents.engine.on_onnxruntime import engine_from_onnx
 from edge.artefact import digest_of_file, new_folder
 from edge.bundle import FP32_FILE, INT8_FILE, CompileCheck
 from edge.model_spec import ImageInput, ModelSpec, SensorInput

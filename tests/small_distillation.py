@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from distill.recipe import Recipe, load_recipe
-from distill.train import RunFolders, distill, make_room
+from distill.train import distill
+from distill.training.run_folders import RunFolders, make_room
 from edge.artefact import digest_of_file
 from edge.recording.format import (
     FILES_FOLDER,

@@ -42,7 +42,7 @@ from device_agents.doctor.machine import (
     look_at_rights,
 )
 from device_agents.doctor.model import look_at_bundle, look_at_engine, look_at_sources
-from device_agents.inspector.engine import engine_from_bundle
+from device_agents.engine.load import engine_from_bundle
 from device_agents.lock import hold
 from device_agents.mqtt.address import BrokerAddress
 from device_agents.mqtt.link import Link
@@ -385,8 +385,10 @@ def test_missing_and_changed_bundle_are_failures(patient):
 
 
 def test_provider_that_is_not_here_is_a_failure(with_bundle):
+    patient = changed(with_bundle, "model", provider="cuda")
+    assert "CUDAExecutionProvider" in the_failure(look_at_engine, patient)
     patient = changed(with_bundle, "model", provider="tensorrt")
-    assert "TensorrtExecutionProvider" in the_failure(look_at_engine, patient)
+    assert "edge build" in the_failure(look_at_engine, patient), "it needs a plan"
     patient = changed(with_bundle, "model", provider="cpuu")
     assert "Did you mean 'cpu'?" in the_failure(look_at_engine, patient)
 

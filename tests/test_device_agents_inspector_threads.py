@@ -30,8 +30,8 @@ from small_station import (
     write_station,
 )
 
+from device_agents.engine.on_onnxruntime import engine_from_onnx
 from device_agents.inspector import watch
-from device_agents.inspector.engine import engine_from_onnx
 from device_agents.inspector.judge import Judge
 from device_agents.inspector.loop import Inspector, run_inspector
 from device_agents.inspector.pulse import IDLE_S

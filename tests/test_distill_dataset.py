@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_distillation import Order, quick_recipe, small_recording
 
-from distill.dataset import folds_by_group, image_input_for, spec_for
+from distill.dataset import folds_by_group, image_input_for, spec_for, training_parts
+from distill.evaluation.evaluate import refuse_misfit
 from edge.errors import InputError
 from edge.model_spec import ImageInput
 
@@ -73,3 +75,34 @@ def test_windows_too_short_for_a_spectrum_are_refused(tmp_path: Path):
     recording = small_recording(tmp_path / "rec", Order(readings=5))
     with pytest.raises(InputError, match="at least 8 readings"):
         spec_for(recording, quick_recipe())
+
+
+def test_unlabelled_parts_are_no_class_and_have_no_mask(tmp_path: Path):
+    recording = with_unlabelled(small_recording(tmp_path / "rec"), every=2)
+    parts = training_parts(recording, quick_recipe())
+    unlabelled = [index for index, row in enumerate(parts.rows) if not row.label]
+    assert len(unlabelled) == 9
+    assert parts.spec.classes == ("ok", "scratch", "hum")
+    assert (parts.labels_N[unlabelled] == -1).all()
+    assert np.isnan(parts.normal_N[unlabelled]).all()
+    assert any(parts.rows[index].mask for index in unlabelled)
+    assert all(parts.mask(index) is None for index in unlabelled)
+
+
+def test_nothing_is_measured_on_unlabelled_parts(tmp_path: Path):
+    recording = with_unlabelled(small_recording(tmp_path / "rec"), every=2)
+    spec = spec_for(recording, quick_recipe())
+    refuse_misfit(recording, recording.rows_in("test"), spec)
+    with pytest.raises(InputError, match=r"nothing can be measured on others, found 9 without"):
+        refuse_misfit(recording, recording.rows_in("train"), spec)
+
+
+def with_unlabelled(recording, every: int):
+    """The recording with each so many parts of its training split unlabelled."""
+    path = recording.folder / "samples.jsonl"
+    rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    for number, row in enumerate(row for row in rows if row["split"] == "train"):
+        if number % every == 1:
+            row["label"] = ""
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return type(recording).open(recording.folder)

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -117,3 +118,28 @@ def test_the_frozen_stem_does_not_learn():
     student = student_of(spec_of())
     assert not any(weight.requires_grad for weight in student.stem.parameters())
     assert any(weight.requires_grad for weight in student.image_tokens.parameters())
+
+
+def test_mixed_precision_never_reaches_raw_readings_or_the_relation():
+    student, inputs = student_of(spec_of()), inputs_of()
+    far = inputs.sensor + 1000.0  # a small movement about a large level: half holds none of it
+    with torch.no_grad():
+        student.sensor_tokens.frames.fit(far)
+        stem = student.stem_features(inputs.image)
+        many = (
+            torch.randn(40, stem.shape[2]),
+            torch.randn(40, 2 * student.sensor_tokens.frames.size),
+        )
+        student.relation.fit(*many)
+    seen = {"sensor_tokens.frames": [], "relation": []}
+    for name, values in seen.items():
+        note = partial(lambda values, _module, _inputs, out: values.append(out), values)
+        student.get_submodule(name).register_forward_hook(note)
+    with torch.no_grad():
+        student.read(stem, far, None)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = student.read(stem, far, None)
+    assert mixed.class_logits_BK.dtype == torch.bfloat16, "the rest is mixed"
+    for name, (whole, half) in seen.items():
+        assert whole.any()
+        assert torch.equal(half, whole), name

@@ -1,20 +1,17 @@
 """Whole distillations of small recordings, in every form the issue asks for."""
 
+import argparse
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 from small_distillation import (
     VIBRATION,
     Order,
+    change_file,
     distilled,
     edge,
-    edge_command,
     here,
     quick_recipe,
     quick_words,
@@ -24,17 +21,12 @@ from small_distillation import (
 from transformers import Dinov2Config, Dinov2Model
 
 from distill.checkpoint import checkpoint_from_run, read_record, scorer_from_run
+from distill.dataset import training_parts
 from distill.evaluation.evaluate import evaluation_of
-from distill.recipe import load_recipe
-from distill.targets import targets_in
-from distill.train import (
-    RunFolders,
-    distill,
-    fresh_student,
-    learning_rate_factor,
-    make_room,
-    training_parts,
-)
+from distill.recipe import StageRecipe, load_recipe
+from distill.train import distill
+from distill.training.run_folders import RunFolders, make_room
+from edge.cli.distill import _input, add_arguments
 from edge.cli.main import main
 from edge.errors import AnswerIsNo, InputError
 from edge.prepare import model_inputs
@@ -111,104 +103,6 @@ def test_a_model_distilled_from_normal_parts_alone_finds_defects_it_never_saw(tm
     assert found.aupro > 0.5
 
 
-def test_a_run_killed_and_resumed_has_the_weights_of_the_unbroken_one(
-    recording: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    words = ["distill", recording.folder, "--recipe", "tiny", *quick_words(("train.epochs=6",))]
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    assert edge(*words, "--out", unbroken, env=here()).returncode == 0
-
-    process = subprocess.Popen(edge_command([*words, "--out", broken]), env=here())
-    epoch = tmp_path / "broken.unfinished" / "epoch.pt"
-    _wait_for(epoch, process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not broken.exists()
-    kept = torch.load(epoch, weights_only=True)["epochs_done"]
-    assert 1 <= kept < 6
-
-    assert main([*map(str, words), "--out", str(broken)]) == 2
-    assert "--resume" in capsys.readouterr().err
-    other = [*map(str, words), "--set", "seed=9", "--out", str(broken), "--resume"]
-    assert main(other) == 2
-    assert "another recipe" in capsys.readouterr().err
-    assert edge(*words, "--out", broken, "--resume", env=here()).returncode == 0
-
-    weights = [checkpoint_from_run(run).student.state_dict() for run in (unbroken, broken)]
-    for name, tensor in weights[0].items():
-        assert torch.equal(tensor, weights[1][name]), name
-    assert read_record(unbroken).spec == read_record(broken).spec
-    assert sorted(p.name for p in broken.iterdir()) == ["run.json", "student.pt", "targets"]
-
-
-def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(recording: Recording, tmp_path: Path):
-    words = ["distill", recording.folder, "--recipe", "tiny", *quick_words(("train.epochs=400",))]
-    process = subprocess.Popen(
-        edge_command([*words, "--out", tmp_path / "run"]),
-        env=here(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _wait_for(tmp_path / "run.unfinished" / "epoch.pt", process)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in said
-    assert "Traceback" not in said
-
-
-def test_targets_that_were_stopped_go_on_with_the_next_round(recording: Recording, tmp_path: Path):
-    recipe = quick_recipe("targets.copies=2")
-    parts = training_parts(recording, recipe)
-    student = fresh_student(parts, recipe)
-    shown: list[str] = []
-
-    def stops_in_round_two(title: str):
-        shown.append(title)
-        if "round 2" in title:
-            raise KeyboardInterrupt
-        return lambda items: items
-
-    def tells(title: str):
-        shown.append(title)
-        return lambda items: items
-
-    with pytest.raises(KeyboardInterrupt):
-        targets_in(tmp_path / "broken", parts, recipe, student, stops_in_round_two)
-    shown.clear()
-    broken = targets_in(tmp_path / "broken", parts, recipe, student, tells)
-    assert not any("round 1" in title for title in shown)
-    whole = targets_in(tmp_path / "whole", parts, recipe, student, silent)
-    for name in ("stem", "features", "map", "scores", "soft_labels"):
-        assert (getattr(broken, name) == getattr(whole, name)).all(), name
-    shown.clear()
-    targets_in(tmp_path / "whole", parts, recipe, student, tells)
-    assert shown == []
-
-
-def test_targets_of_something_else_are_refused(recording: Recording, tmp_path: Path):
-    recipe = quick_recipe()
-    parts = training_parts(recording, recipe)
-    student = fresh_student(parts, recipe)
-    targets_in(tmp_path / "targets", parts, recipe, student, silent)
-    other = quick_recipe("teacher.memory_patches=41")
-    with pytest.raises(InputError, match="targets of this recording, teacher and recipe"):
-        targets_in(tmp_path / "targets", parts, other, student, silent)
-    elsewhere = small_recording(tmp_path / "rec", Order(size=(32, 32)), seed=5)
-    with pytest.raises(InputError, match="targets of this recording"):
-        targets_in(tmp_path / "targets", training_parts(elsewhere, recipe), recipe, student, silent)
-
-
-def test_targets_are_not_strewn_into_a_folder_of_something_else(
-    recording: Recording, tmp_path: Path
-):
-    recipe = quick_recipe()
-    parts = training_parts(recording, recipe)
-    with pytest.raises(InputError, match="something else there"):
-        targets_in(recording.folder, parts, recipe, fresh_student(parts, recipe), silent)
-    assert not (recording.folder / "index.json").exists()
-
-
 def test_a_training_that_diverges_stops_with_the_next_step(recording: Recording, tmp_path: Path):
     with pytest.raises(AnswerIsNo, match="finite"):
         distilled(recording, tmp_path / "run", quick_recipe("train.learning_rate=1e30"))
@@ -220,7 +114,7 @@ def test_targets_can_be_shared_between_runs(recording: Recording, tmp_path: Path
     for name, rate in (("a", 0.001), ("b", 0.01)):
         recipe = quick_recipe(f"train.learning_rate={rate}")
         distill(recording, recipe, RunFolders(tmp_path / name, shared), silent)
-        written = (shared / "stem.npy").stat().st_mtime_ns
+        written = (shared / "line" / "stem.npy").stat().st_mtime_ns
         if name == "a":
             first = written
     assert written == first
@@ -273,16 +167,8 @@ def test_a_hugging_face_teacher_can_lead(recording: Recording, tmp_path: Path):
     model = Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                                      image_size=28, patch_size=14))  # fmt: skip
     model.save_pretrained(tmp_path / "dinov2")
-    recipe = quick_recipe(f'teacher.backbone="{tmp_path / "dinov2"}"')
+    recipe = quick_recipe(f'teacher.backbones=["{tmp_path / "dinov2"}"]')
     assert distilled(recording, tmp_path / "run", recipe).spec.rule is not None
-
-
-def test_the_learning_rate_rises_then_falls_to_nothing():
-    train = quick_recipe("train.warmup_steps=10").train
-    rates = [learning_rate_factor(step, 100, train) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == max(rates[5:15])
-    assert rates[100] == pytest.approx(0.0)
 
 
 def test_channels_are_written_into_the_spec(recording: Recording):
@@ -291,9 +177,79 @@ def test_channels_are_written_into_the_spec(recording: Recording):
     assert spec.sensor.channels == VIBRATION
 
 
-def _wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, "the process ended before its first epoch"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def test_teachers_named_on_the_command_line_take_the_place_of_the_recipes(recording: Recording):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["--recipe", "tiny", "--out", "run", "--teacher", 'a "b"', "--teacher", "hub/näme"]
+    recipe, _ = _input(parser.parse_args([str(recording.folder), *words]))
+    assert recipe.teacher.backbones == ('a "b"', "hub/näme")
+    assert recipe.all_stages()[-1].backbones == recipe.teacher.backbones
+
+
+def test_the_record_says_what_the_teachers_hold_and_how_many_parts_nobody_labelled(
+    recording: Recording, tmp_path: Path
+):
+    recipe = quick_recipe("targets.label_share=0.5")
+    folders = [RunFolders(tmp_path / name, tmp_path / "targets") for name in ("a", "b")]
+    records = [distill(recording, recipe, each, silent) for each in folders]
+    for record in records:  # the second finds its targets made
+        told = [remark for remark in record.remarks if "a memory of" in remark]
+        assert len(told) == 1
+        assert told[0].startswith("stage 'line', efficientnet_lite2: ")
+        assert "unlabelled" in record.parts_by_label
+        assert sum(record.parts_by_label.values()) == 18
+    assert records[0].remarks == records[1].remarks
+
+
+def test_two_recordings_of_one_name_are_both_on_record(recording: Recording, tmp_path: Path):
+    other = small_recording(tmp_path / "other", Order(size=(32, 32)), seed=7)
+    loss = msgspec.structs.replace(quick_recipe().loss, window=0.0)
+    folders = (str(recording.folder), str(other.folder))
+    general = StageRecipe(folders, ("efficientnet_lite2",), 1, 0.001, 2, loss)
+    recipe = msgspec.structs.replace(quick_recipe(), stages={"general": general})
+    stage = distilled(recording, tmp_path / "run", recipe).stages[0]
+    assert sorted(stage.recordings.values()) == sorted([recording.digest(), other.digest()])
+
+
+def test_a_sensor_teacher_that_learned_is_matched(recording: Recording, tmp_path: Path):
+    recipe = quick_recipe("teacher.sensor_epochs=2", "loss.window=1.0", "loss.features=0")
+    record = distilled(recording, tmp_path / "run", recipe)
+    assert 0.0 < record.losses_by_epoch[0]["window"] < 2.0
+    assert "features" not in record.losses_by_epoch[0], "a loss without a weight is not learned"
+
+
+def test_unreadable_samples_are_skipped_only_where_a_person_asks_and_then_named(tmp_path: Path):
+    recording = small_recording(tmp_path / "rec")
+    torn, mute = recording.rows_in("train")[:2]
+    change_file(recording, torn, "image", b"no picture")
+    change_file(recording, mute, "sensor", b"")
+    words = ["distill", tmp_path / "rec", "--recipe", "tiny", *quick_words(), "--out"]
+
+    refused = edge(*words, tmp_path / "strict", env=here())
+    asked = edge(*words, tmp_path / "run", "--skip-unreadable", env=here())
+
+    assert refused.returncode == 2
+    assert torn.image in refused.stderr
+    assert asked.returncode == 0, asked.stderr
+    (remark,) = [r for r in read_record(tmp_path / "run").remarks if r.startswith("skipped")]
+    assert remark.startswith(f"skipped 2 of {len(recording.rows)} samples")
+    assert f"{torn.sample_id} (" in remark
+    assert f"{mute.sample_id} (" in remark
+
+
+def test_targets_are_not_put_among_other_things(recording: Recording, tmp_path: Path):
+    folders = RunFolders(tmp_path / "run", targets=recording.folder)
+    with pytest.raises(InputError, match="a folder of targets, or one that is new or empty"):
+        make_room(folders, quick_recipe(), resume=False, force=False)
+
+
+def test_resume_and_force_contradict_each_other(recording: Recording, tmp_path: Path):
+    words = ["distill", recording.folder, "--recipe", "tiny", "--out", tmp_path / "run"]
+    asked = edge(*words, "--resume", "--force")
+    assert asked.returncode == 2
+    assert "not allowed with" in asked.stderr
+
+
+def test_warm_up_longer_than_the_run_is_remarked(recording: Recording, tmp_path: Path):
+    record = distilled(recording, tmp_path / "run", quick_recipe("train.warmup_steps=9999"))
+    assert any("the learning rate never reached its height" in r for r in record.remarks)

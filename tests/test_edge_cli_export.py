@@ -3,18 +3,22 @@
 import shutil
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from export_stand_in import CLASSES, small_recording, write_small_recording
+from PIL import Image
 from torch import nn
 
 from distill.checkpoint import RECORD_FILE, RunRecord, write_run
 from distill.dataset import spec_for
 from distill.recipe import load_recipe
 from distill.students.student import Student
+from edge.artefact import digest_of_file
 from edge.bundle import Bundle, problems_of
 from edge.cli.main import main
 from edge.prepare import model_inputs
+from edge.recording.format import write_recording
 from edge.sample import Channel
 from edge.verdict import DecisionRule, Threshold
 from export import compile_check, parity
@@ -60,9 +64,22 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-def export(run, recording, out, *more):
+FIXED = ("--calibration-method", "max", "--smooth", "off")  # nothing chosen by measurement
+
+
+def export(run, recording, out, *more, fixed=FIXED):
     words = [run, "--calibration", recording, "--out", out, "--samples", 32]
-    return main(["export", *map(str, words), *more])
+    return main(["export", *map(str, words), *fixed, *map(str, more)])
+
+
+def darken(recording):
+    """Take most of the light from every picture, digests and all: a lamp has failed."""
+    rows = []
+    for row in recording.rows:
+        path = recording.path_of(row.image)
+        Image.fromarray(np.asarray(Image.open(path)) // 8).save(path)
+        rows.append(msgspec.structs.replace(row, image_digest=digest_of_file(path)))
+    write_recording(recording.folder, recording.header, rows)
 
 
 def refused(capsys):
@@ -80,7 +97,7 @@ def folders(tmp_path):
 
 
 def test_run_becomes_a_whole_bundle_that_verifies(run_folder, folders, capsys):
-    assert export(run_folder, small_recording().folder, folders) == 0
+    assert export(run_folder, small_recording().folder, folders, fixed=()) == 0
     told = capsys.readouterr()
     assert "Calibrating on 32 samples" in told.err
     assert f"edge verify {folders}" in told.out.replace("\n", "")
@@ -91,7 +108,26 @@ def test_run_becomes_a_whole_bundle_that_verifies(run_folder, folders, capsys):
     assert manifest.parity[0].max_score_error < 1e-4
     assert {check.file for check in manifest.compile_checks} <= set(manifest.files)
     assert manifest.provenance.training_digest == small_recording().digest()
+    assert manifest.provenance.calibration_differences == {}  # calibrated on the training's own
+    assert manifest.form == "int8"
+    made = manifest.quantisation
+    assert set(made.method_movements) == {"max", "percentile", "entropy", "mse"}
+    assert made.method == min(made.method_movements, key=made.method_movements.get)
+    assert "0" in made.smoothing_movements
+    assert made.returned == ()
+    assert len(manifest.parity[1].worst) == 10
+    low, high = manifest.parity[1].auroc_interval
+    assert low <= manifest.parity[1].auroc_difference <= high
     assert main(["verify", str(folders)]) == 0
+
+
+def test_batch_is_written_into_the_spec_and_verifies(run_folder, folders, capsys):
+    recording = small_recording().folder
+    assert export(run_folder, recording, folders, "--batch", 2) == 0
+    assert Bundle.open(folders).manifest.spec.batch == 2
+    assert main(["verify", str(folders)]) == 0
+    assert export(run_folder, recording, folders, "--force", "--batch", 0) == 2
+    assert "1 to 64 samples" in refused(capsys)
 
 
 def test_existing_output_is_refused_early_and_replaced_by_force(
@@ -116,10 +152,13 @@ def test_existing_output_is_refused_early_and_replaced_by_force(
 
 
 def test_parity_over_budget_makes_no_bundle(run_folder, folders, capsys, monkeypatch):
-    strict = {parity.ONNX_INT8: parity.Budget(1e-9, 0.0, 0.0)}  # less than any rounding
-    monkeypatch.setattr(parity, "BUDGETS", strict)
+    strict = parity.Budget(1e-9, 0.0, 0.0)  # less than any rounding
+    monkeypatch.setitem(parity.BUDGETS, parity.ONNX_INT8, strict)
     assert export(run_folder, small_recording().folder, folders) == 1
-    assert "Worst: val-0" in refused(capsys)
+    told = capsys.readouterr().err
+    assert "back to float: " in told  # it was tried with fewer and fewer layers
+    assert "Worst: val-0" in told.splitlines()[-1]
+    assert "layers that move scores most: " in told.splitlines()[-1]
     assert not folders.exists()
 
 
@@ -131,7 +170,7 @@ def test_folder_that_is_no_run_is_bad_input(folders, tmp_path, capsys):
 def test_run_of_another_schema_is_bad_input(run_folder, folders, tmp_path, capsys):
     other = shutil.copytree(run_folder, tmp_path / "run")
     record = (other / RECORD_FILE).read_text()
-    (other / RECORD_FILE).write_text(record.replace('"schema": 1', '"schema": 9'))
+    (other / RECORD_FILE).write_text(record.replace('"schema": 2', '"schema": 9'))
     assert export(other, small_recording().folder, folders) == 2
     assert "found schema 9" in refused(capsys)
 
@@ -170,3 +209,52 @@ def test_sample_with_readings_that_are_no_numbers_stops_the_export(
     assert export(run_folder, recording, folders) == 2
     assert "finite readings" in refused(capsys)
     assert not folders.exists()
+
+
+def test_fp8_is_refused_with_the_reason(run_folder, folders, capsys):
+    assert export(run_folder, small_recording().folder, folders, "--precision", "fp8") == 2
+    assert "begins with SM 8.9, while every Orin has SM 8.7" in refused(capsys)
+
+
+def test_auto_shows_the_forms_side_by_side_and_ships_the_fastest(run_folder, folders, capsys):
+    arguments = ("--precision", "auto")
+    assert export(run_folder, small_recording().folder, folders, *arguments) == 0
+    told = capsys.readouterr()
+    manifest = Bundle.open(folders).manifest
+    assert manifest.form == "int8"
+    assert "int8 (ships)" in told.out.replace("\n", "")
+    tried = [one.form for one in manifest.parity]
+    assert tried[:3] == ["onnx-fp32", "onnx-int8", "onnx-fp16"]
+    assert "model.fp16.onnx" not in manifest.files
+    assert "model.int4.onnx" not in manifest.files
+    assert problems_of(Bundle.open(folders)) == []
+
+
+def test_another_recording_is_compared_with_the_training_samples(
+    run_folder, folders, tmp_path, capsys
+):
+    other = write_small_recording(tmp_path / "other", {"train": 40, "val": 24}, seed=5)
+    assert export(run_folder, other.folder, folders) == 0
+    assert "NOT COMPARED with the training samples" in capsys.readouterr().err
+    assert Bundle.open(folders).manifest.provenance.calibration_differences is None
+    training = ("--training", small_recording().folder, "--force")
+    assert export(run_folder, other.folder, folders, *training) == 0
+    assert "deviations from the training samples: " in capsys.readouterr().err
+    assert max(Bundle.open(folders).manifest.provenance.calibration_differences.values()) < 4
+
+
+def test_unlike_calibration_samples_are_refused_with_their_distance(
+    run_folder, folders, tmp_path, capsys
+):
+    dark = write_small_recording(tmp_path / "dark", {"train": 40, "val": 24})
+    darken(dark)
+    training = ("--training", small_recording().folder)
+    assert export(run_folder, dark.folder, folders, *training) == 2
+    assert "brightness 1" in refused(capsys)  # more than ten deviations
+    assert not folders.exists()
+
+
+def test_recording_given_as_training_must_be_that_of_the_run(run_folder, folders, tmp_path, capsys):
+    other = write_small_recording(tmp_path / "other", {"train": 40, "val": 24}, seed=5)
+    assert export(run_folder, other.folder, folders, "--training", other.folder) == 2
+    assert "--training: expected the recording that the run was trained on" in refused(capsys)

@@ -307,3 +307,32 @@ def test_ballscrew_keeps_its_splits_and_reads_both_channels(real_data, tmp_path)
     sample = recording.read_sample(recording.rows[0])
     assert sample.window.values.shape == (2, 2048)
     assert recording.read_mask(recording.rows[0]).any()
+
+
+def test_unlabelled_parts_are_imported_into_train_alone_and_said(tmp_path):
+    rows = plain_rows(60, parts=20)
+    for row in rows[:12]:
+        row["label"] = ""
+    recording, remarks = imported(write_folder(tmp_path / "set", rows), tmp_path / "rec")
+    unlabelled = [row for row in recording.rows if row.label == ""]
+    assert len(unlabelled) == 12
+    assert {row.split for row in unlabelled} == {"train"}
+    assert recording.header.classes == ("ok", "dent")
+    assert any("12 samples without a label" in remark for remark in remarks)
+    parts = {row.part_id for row in unlabelled}
+    assert {row.split for row in recording.rows if row.part_id in parts} == {"train"}
+
+
+@pytest.mark.parametrize("split", ["val", "test", "holdout"])
+def test_a_part_that_something_is_measured_on_needs_a_label(tmp_path, split):
+    rows = [{**row, "split": "train"} for row in plain_rows()]
+    rows[4].update(label="", split=split)
+    message = refusal(write_folder(tmp_path / "set", rows), tmp_path / "rec")
+    assert "metadata.csv, line 6" in message
+    assert "expected a label, for only parts of split 'train' may go without one" in message
+    assert f"'004' of split '{split}'" in message
+
+
+def test_a_table_without_any_label_is_refused(tmp_path):
+    rows = [{**row, "label": ""} for row in plain_rows()]
+    assert "every cell is empty" in refusal(write_folder(tmp_path / "set", rows), tmp_path / "rec")

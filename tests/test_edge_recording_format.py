@@ -311,3 +311,15 @@ def test_a_csv_header_without_end_is_refused_with_the_file_named(tmp_path):
     path.write_text("x" * 200_000 + "\n1.0\n")
     with pytest.raises(InputError, match="endless"):
         read_readings(path, (Channel("force", "N", 50.0),))
+
+
+def test_an_unlabelled_sample_outside_of_train_is_refused_when_the_recording_is_opened(tmp_path):
+    header = RecordingHeader("r", (), ("ok",), 1.0, "test")
+    row = SampleRow("a", "a.png", "0" * 64, "", "train", "a")
+    write_recording(tmp_path, header, [row])
+    assert Recording.open(tmp_path).rows[0].label == ""
+    for split in ("val", "test", ""):
+        other = SampleRow("b", "b.png", "0" * 64, "", split, "b")
+        write_recording(tmp_path, header, [row, other])
+        with pytest.raises(InputError, match=f"samples.jsonl, line 2.*'b' of split '{split}'"):
+            Recording.open(tmp_path)

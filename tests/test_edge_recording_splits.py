@@ -76,3 +76,17 @@ def test_another_seed_gives_another_split():
 def test_three_parts_of_one_size_go_one_to_each_split():
     samples = [Grouped("ok", f"p{index % 3}", f"d{index}") for index in range(9)]
     assert set(splits_of(samples, "ok")) == set(SHARES)
+
+
+@settings(max_examples=200, deadline=None)
+@given(samples_of_parts, st.lists(st.integers(0, 79), max_size=30), st.integers(0, 3))
+def test_what_shares_a_part_or_an_image_with_an_unlabelled_sample_is_for_training(
+    samples, blank, seed
+):
+    samples = [
+        Grouped("", sample.part_id, sample.image_digest) if index in blank else sample
+        for index, sample in enumerate(samples)
+    ]
+    splits = splits_of(samples, "ok", seed=seed)
+    for sample, split in zip(samples, splits, strict=True):
+        assert sample.label or split == "train"

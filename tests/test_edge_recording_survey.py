@@ -185,3 +185,15 @@ def test_times_are_compared_as_times(tmp_path):
     survey = surveyed(tmp_path / "set", tmp_path / "rec")
     assert survey.captured_from == "2026-01-01T10:00:00Z"
     assert survey.captured_to == "2026-01-01T09:30:00-01:00"
+
+
+def test_unlabelled_samples_are_counted_as_such_and_are_no_oddity(tmp_path):
+    rows = ready_rows()
+    for row in rows[:2]:
+        row.update(label="", mask_file_name=row["file_name"].replace("images", "masks"))
+    source = write_folder(tmp_path / "set", rows)
+    survey = surveyed(source, tmp_path / "rec")
+    assert survey.counts["train"] == {"ok": 6, "dent": 4, "unlabelled": 2}
+    assert survey.counts["val"]["unlabelled"] == 0
+    assert survey.classes == ("ok", "dent")
+    assert survey.oddities == ()

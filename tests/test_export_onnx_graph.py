@@ -11,9 +11,12 @@ from export_stand_in import (
     trained_student,
 )
 
-from device_agents.inspector.engine import engine_from_onnx
+from device_agents.engine.on_onnxruntime import engine_from_onnx
+from edge.errors import InputError
 from edge.prepare import model_inputs
-from export.onnx_graph import fp32_onnx_from_student, tensor_problems
+from export.calibration import calibration_set
+from export.onnx_graph import fp32_onnx_from_student, spec_for_batch, tensor_problems
+from export.quantize import int8_onnx_from_qdq, qdq_from_student
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,34 @@ def test_student_without_a_sensor_takes_the_image_alone(tmp_path, capfd):
     fp32_onnx_from_student(trained_student(sensor=False), spec, tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert capfd.readouterr() == ("", "")  # the exporter's chatter is held back
+
+
+def scores_of(path, spec, rows):
+    recording = small_recording()
+    inputs = [model_inputs(recording.read_sample(row), spec_of()) for row in rows]
+    with engine_from_onnx(path, spec) as engine:
+        several = engine.score_batch(inputs) if spec.batch > 1 else map(engine.score, inputs)
+        return [(one.anomaly_score, *one.class_scores, *one.embedding) for one in several]
+
+
+def test_batch_of_three_gives_each_sample_the_scores_that_it_has_alone(tmp_path):
+    spec, rows = spec_for_batch(spec_of(), 3), small_recording().rows_in("test")[:3]
+    fp32, int8 = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    fp32_onnx_from_student(trained_student(), spec, fp32)
+    assert tensor_problems(onnx.load(fp32), spec) == []
+    together, alone = scores_of(fp32, spec, rows), scores_of(exported_models()[0], spec_of(), rows)
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert abs(np.diff(np.array(alone)[:, 0])).min() > 1e-3  # three samples that differ
+    ranges = calibration_set(small_recording(), spec, samples=48)
+    qdq = qdq_from_student(
+        trained_student(), spec, ranges.inputs_from(ranges.rows), kept_float=("heads",)
+    )
+    assert len(int8_onnx_from_qdq(qdq, spec, int8)) == 9
+    together, alone = scores_of(int8, spec, rows), scores_of(exported_models()[1], spec_of(), rows)
+    np.testing.assert_allclose(together, alone, atol=2e-2)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 65, 10**9])
+def test_batch_that_no_station_fills_is_refused(batch):
+    with pytest.raises(InputError, match=rf"--batch.*1 to 64.*{batch}"):
+        spec_for_batch(spec_of(), batch)

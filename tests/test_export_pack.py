@@ -3,7 +3,7 @@
 import pytest
 from export_stand_in import exported_models, small_recording, write_small_bundle
 
-from device_agents.inspector.engine import engine_from_bundle
+from device_agents.engine.load import engine_from_bundle
 from edge.bundle import Bundle, problems_of
 from edge.errors import InputError
 from export.golden import GOLDEN_SAMPLES, golden_problems

@@ -6,7 +6,7 @@ import pytest
 from export_stand_in import Student, exported_models, small_recording, spec_of, trained_student
 from onnx import TensorProto
 
-from device_agents.inspector.engine import engine_from_onnx
+from device_agents.engine.on_onnxruntime import engine_from_onnx
 from edge.errors import AnswerIsNo
 from edge.prepare import model_inputs
 from export.calibration import calibration_set

@@ -12,8 +12,8 @@ from export_stand_in import (
     write_small_recording,
 )
 
+from device_agents.engine.on_onnxruntime import engine_from_onnx
 from device_agents.inspector.drift import LEAST, Drift
-from device_agents.inspector.engine import engine_from_onnx
 from device_agents.pairing.pair import Paired
 from edge.artefact import digest_of_bytes
 from edge.bundle import Bundle, problems_of, write_manifest

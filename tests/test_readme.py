@@ -11,6 +11,7 @@ import pytest
 
 from device_agents.counters import LOSSES
 from device_agents.station import Broker, Source, StationFile
+from distill.recipe import RECIPES, load_recipe
 from edge.cli.main import COMMANDS, _parser_for
 from edge.config import struct_from_table
 
@@ -22,6 +23,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MANUAL = (ROOT / "device_agents" / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "distill" / "README.md").read_text(encoding="utf-8")
 PACKAGES = ("edge", "distill", "export", "device_agents")
 
 
@@ -56,7 +58,7 @@ def test_every_module_stands_in_the_readme_with_its_own_first_line():
     assert module_lines() == documented_modules()
 
 
-@pytest.mark.parametrize("line", edge_lines() + edge_lines(MANUAL))
+@pytest.mark.parametrize("line", edge_lines() + edge_lines(MANUAL) + edge_lines(TRAINING))
 def test_readme_command_is_accepted_by_the_parser(line):
     words = shlex.split(line)[1:]
     parser, module = _parser_for(words[0])
@@ -82,6 +84,13 @@ def test_every_make_target_of_the_readme_exists():
 def test_readme_station_file_is_one_that_the_agents_read(block):
     station = struct_from_table(tomllib.loads(block), StationFile, where="README.md")
     assert station.station.station
+
+
+@pytest.mark.parametrize("block", code_blocks("toml", TRAINING))
+def test_every_stage_of_the_training_readme_is_one_that_a_recipe_takes(block, tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text((RECIPES / "tiny.toml").read_text(encoding="utf-8") + block)
+    assert len(load_recipe(str(own)).all_stages()) == len(tomllib.loads(block)["stages"]) + 1
 
 
 @pytest.mark.parametrize("block", code_blocks("toml", MANUAL))

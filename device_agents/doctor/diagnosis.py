@@ -14,13 +14,13 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Literal
 
-from device_agents.inspector.engine import OnnxEngine
 from device_agents.station import StationFile
 from edge.bundle import Bundle
 from edge.errors import EdgeError
+from edge.scorer import Engine
 
 Outcome = Literal["ok", "warn", "fail", "skipped"]
-GoldenProblems = Callable[[Bundle, OnnxEngine], list[str]]
+GoldenProblems = Callable[[Bundle, Engine], list[str]]
 
 
 @dataclass(frozen=True)

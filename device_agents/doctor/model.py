@@ -10,7 +10,7 @@ import numpy as np
 
 from device_agents.doctor.diagnosis import Finding, Patient, found_wrong
 from device_agents.doctor.machine import holder_of
-from device_agents.inspector.engine import engine_from_bundle
+from device_agents.engine.load import engine_from_bundle
 from device_agents.pairing.pair import Unpaired, pair
 from device_agents.parts import PartSource, Reading, Shot
 from device_agents.sources.choice import source_from
@@ -58,7 +58,11 @@ def look_at_engine(patient: Patient) -> Iterator[Finding]:
     model = patient.station.model
     started_s = time.monotonic()
     with engine_from_bundle(
-        patient.bundle, model.provider, form=model.form, threads=model.threads
+        *(patient.bundle, model.provider),
+        form=model.form,
+        threads=model.threads,
+        plan=model.plan,
+        cuda_graph=model.cuda_graph,
     ) as engine:
         yield Finding(
             "engine", "ok", f"{engine.name}, loaded in {time.monotonic() - started_s:.1f} s"

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_agents.inspector.drift import Drift
-from device_agents.inspector.engine import OnnxEngine
 from device_agents.inspector.frame_queue import Part
 from device_agents.pairing.pair import Paired, Unpaired, pair
 from device_agents.pairing.plausible import Plausibility
@@ -28,13 +27,13 @@ from edge.messages import Inspection, Timings
 from edge.model_spec import ModelSpec
 from edge.prepare import model_inputs
 from edge.reference import Reference
-from edge.scorer import ModelInputs, Scores
+from edge.scorer import Engine, ModelInputs, Scores
 from edge.topics import StationId
 from edge.verdict import Verdict, verdict_of
 
 
-class Engine(Protocol):
-    """What the judge needs of an engine: `edge.scorer.Scorer`, and batches where it has them."""
+class BatchScorer(Protocol):
+    """What the judge needs of an `edge.scorer.Engine`."""
 
     @property
     def spec(self) -> ModelSpec: ...  # noqa: D102
@@ -83,7 +82,7 @@ class Judge:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: BatchScorer,
         *,
         engine_name: str,
         bundle_digest: str,
@@ -193,7 +192,7 @@ class Judge:
         return Judgement(Verdict("invalid", "", math.nan, threshold, reason), (), {}, timings, kind)
 
 
-def judge_of(bundle: Bundle, engine: OnnxEngine) -> Judge:
+def judge_of(bundle: Bundle, engine: Engine) -> Judge:
     """Return the judge of a bundle's model, with the bundle's own reference."""
     return Judge(
         engine,

@@ -23,9 +23,9 @@ from threading import Event, Thread
 import msgspec
 
 from device_agents import notify
+from device_agents.engine.load import engine_from_bundle
 from device_agents.inspector.capture import Capture
 from device_agents.inspector.counts import Counts
-from device_agents.inspector.engine import engine_from_bundle
 from device_agents.inspector.frame_queue import FrameQueue, Part
 from device_agents.inspector.judge import Identity, Judge, Judgement, inspection_of, judge_of
 from device_agents.inspector.keeping import Keeping
@@ -69,7 +69,11 @@ def run_inspector(
                 for name, source in station.all_sources().items()
             ]
             engine = engine_from_bundle(
-                bundle, model.provider, form=model.form, threads=model.threads
+                *(bundle, model.provider),
+                form=model.form,
+                threads=model.threads,
+                plan=model.plan,
+                cuda_graph=model.cuda_graph,
             )
             judge = judge_of(bundle, engine)
             if bundle.manifest.reference is None:

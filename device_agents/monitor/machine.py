@@ -53,10 +53,10 @@ class Machine:
         throttled_by = self._throttled_by()
         return MachineHealth(
             read_from="sysfs",
-            module=self._module(),
-            power_mode=self._power_mode(),
+            module=self.module(),
+            power_mode=self.power_mode(),
             temperatures_celsius=dict(self._temperatures()),
-            power_watts=dict(self._power()),
+            power_watts=self.power_watts(),
             clocks_mhz=dict(self._clocks()),
             gpu_load_percent=self._gpu_load(),
             cpu_load_percent=self._cpu_load(),
@@ -96,10 +96,11 @@ class Machine:
     def _folders(self, pattern: str) -> list[Path]:
         return sorted(path.relative_to(self._root) for path in self._root.glob(pattern))
 
-    def _module(self) -> str | None:
+    def module(self) -> str | None:
+        """Return what the device tree calls the board; None where there is none (a PC)."""
         return self._text("proc/device-tree/model") or None
 
-    def _power_mode(self) -> str | None:
+    def power_mode(self) -> str | None:
         """Name the mode: nvpmodel keeps its number, its configuration the name."""
         status = re.search(r"pmode:(\d+)", self._text("var/lib/nvpmodel/status") or "")
         if status is None:
@@ -110,6 +111,10 @@ class Machine:
             self._text("etc/nvpmodel.conf") or "",
         )
         return name[1] if name else f"mode {number}"
+
+    def power_watts(self) -> dict[str, float]:
+        """Return the power of each rail that is measured, in watts."""
+        return dict(self._power())
 
     def _temperatures(self) -> Iterator[tuple[str, float]]:
         for zone in self._folders("sys/class/thermal/thermal_zone*"):
@@ -158,6 +163,11 @@ class Machine:
         if before is None or total <= before[1]:
             return None
         return round(100 * max(0, total - idle - before[0]) / (total - before[1]), 1)
+
+    def free_memory_bytes(self) -> int | None:
+        """Return what a program may still take; on an Orin the GPU takes it from the same."""
+        total, used = self._memory()
+        return None if total is None or used is None else total - used
 
     def _memory(self) -> tuple[int | None, int | None]:
         """Total and used bytes; on an Orin the GPU's are among them."""

@@ -19,7 +19,7 @@ from distill.evaluation.thresholds import support_remark
 from edge.errors import InputError, nearest_hint
 from edge.model_spec import ImageInput, ModelSpec
 from edge.prepare import MODALITIES, channels_text, model_inputs
-from edge.recording.format import Recording, SampleRow
+from edge.recording.format import UNLABELLED, Recording, SampleRow
 from edge.sample import Sample
 from edge.scorer import Scorer
 from edge.verdict import verdict_of
@@ -103,6 +103,14 @@ def refuse_misfit(recording: Recording, rows: Sequence[SampleRow], spec: ModelSp
             expected=f"the model's channels {channels_text(channels)}",
             found=channels_text(recording.header.channels),
             do="Use a recording of the sensors that the model was trained on, or distil again.",
+        )
+    unlabelled = [row.sample_id for row in rows if row.label == UNLABELLED]
+    if unlabelled:
+        raise InputError(
+            where=recording.folder,
+            expected="labelled parts, for nothing can be measured on others",
+            found=f"{len(unlabelled):,} without a label, first '{unlabelled[0]}'",
+            do="Name another --split, or label them.",
         )
     known = set(spec.classes)
     if recording.normal_class not in known:

@@ -12,7 +12,7 @@ from distill.dataset import Progress
 from distill.recipe import ThresholdRecipe
 from edge.errors import AnswerIsNo
 from edge.prepare import model_inputs
-from edge.recording.format import Recording
+from edge.recording.format import UNLABELLED, Recording
 from edge.scorer import ModelInputs, Scorer
 from edge.verdict import DecisionRule, Threshold, normals_needed, threshold_under_budget
 
@@ -32,7 +32,8 @@ def rule_for(
     scorer: Scorer, recording: Recording, recipe: ThresholdRecipe, progress: Progress
 ) -> tuple[DecisionRule, list[str]]:
     """Return the rule, and remarks for a person where normal parts were too few."""
-    spec, rows = scorer.spec, recording.rows_in(recipe.split)
+    spec = scorer.spec
+    rows = [row for row in recording.rows_in(recipe.split) if row.label != UNLABELLED]
     full: list[HeldOutScore] = []
     image_only: list[HeldOutScore] = []
     for number in progress("threshold from held-out parts")(range(len(rows))):

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 COMPONENTS = 8
 _RIDGE = 0.02  # of the number of parts
-_LEAST_PARTS = 3 * COMPONENTS  # fewer cannot tell a relation from chance
+LEAST_PARTS = 3 * COMPONENTS  # fewer cannot tell a relation from chance
 _LIMIT = 0.99  # quantile of normal parts' strongest disagreement that counts as the limit
+_BROKEN_BY_NORMAL = 0.25  # share of normal parts beyond the limit from which it is another line's
 _LEAST_DEVIATION = 0.1  # of a component's own: a perfect fit on few parts is no perfect fit
 
 
@@ -49,7 +50,7 @@ class Relation(nn.Module):
 
         With too few parts the relation stays as it is: it then never disagrees.
         """
-        if len(image_NS) < _LEAST_PARTS:
+        if len(image_NS) < LEAST_PARTS:
             return
         self.image_mean_S.copy_(image_NS.mean(0))
         self.image_basis_SP.copy_(_whitening_basis(image_NS))
@@ -62,6 +63,17 @@ class Relation(nn.Module):
         left_over_NP = y_NP - x_NP @ self.expected_PP
         self.precision_P.copy_(1.0 / left_over_NP.std(0).clamp_min(_LEAST_DEVIATION))
         self.limit.copy_(self(image_NS, sensor_NE).amax(1).quantile(_LIMIT))
+
+    @torch.no_grad()
+    def silence_if_foreign(self, image_NS: Tensor, sensor_NE: Tensor) -> None:
+        """Let it never disagree again where normal parts break it far more often than they should.
+
+        For a relation that was fitted on another line, and parts too few to fit one on this.
+        """
+        broken_N1 = self.beyond_limit(self(image_NS, sensor_NE)) > 0.0
+        if broken_N1.float().mean() > _BROKEN_BY_NORMAL:
+            for buffer in self.buffers():
+                buffer.zero_()
 
     def forward(self, image_BS: Tensor, sensor_BE: Tensor) -> Tensor:
         """Return log(1 + z^2) [B, P] of mean stem features and mean spectra of a part."""

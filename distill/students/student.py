@@ -28,11 +28,12 @@ from distill.dataset import STRIDE
 from distill.features.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
 from distill.features.spectral import SpectralFrames
 from distill.recipe import Recipe
+from distill.students.float32 import in_float32
 from distill.students.relation import COMPONENTS, Relation
 from distill.students.trunk import MASKED, BlockShape, Trunk, layout_for
 from edge.model_spec import ModelSpec, SensorInput
 
-HEADS = ("heads", "teacher_features")
+HEADS = ("heads", "teacher_heads")
 """Submodules that stay float when the student is quantised."""
 
 EMBEDDINGS = ("image_tokens", "sensor_tokens")
@@ -52,8 +53,10 @@ class Reading(NamedTuple):
     class_logits_BK: Tensor
     score_logit_B: Tensor
     map_logits_Bhw: Tensor
-    features_BGF: Tensor
     embedding_BD: Tensor
+    features: tuple[Tensor, ...]  # what it takes each teacher's dense features to be [B, G, F]
+    summaries: tuple[Tensor, ...]  # and its summary of the image [B, F]
+    window_BF: Tensor | None  # and the sensor teacher's vector of the window
 
 
 class LiteStem(nn.Module):
@@ -162,6 +165,16 @@ class Heads(nn.Module):
         return evidence
 
 
+class TeacherHeads(nn.Module):
+    """What a student answers the teachers of one stage with. Nothing of it is exported."""
+
+    def __init__(self, width: int, teachers: int, feature_size: int, *, window: bool) -> None:
+        super().__init__()
+        self.dense = nn.ModuleList(nn.Linear(width, feature_size) for _ in range(teachers))
+        self.summary = nn.ModuleList(nn.Linear(width, feature_size) for _ in range(teachers))
+        self.window = nn.Linear(width, feature_size) if window else None
+
+
 class Student(nn.Module):
     """One class for every recipe. Inputs and outputs are those of its `ModelSpec`, in order."""
 
@@ -192,7 +205,13 @@ class Student(nn.Module):
         self.joint_norm = nn.LayerNorm(shape.width)
         self.dropout = nn.Dropout(shape.dropout)
         self.heads = Heads(shape.width, len(spec.classes), has_sensor=spec.sensor is not None)
-        self.teacher_features = nn.Linear(shape.width, recipe.teacher.feature_size)
+        window = spec.sensor is not None and recipe.teacher.sensor_epochs > 0
+        self.teacher_heads = nn.ModuleList(
+            TeacherHeads(
+                shape.width, len(stage.backbones), recipe.teacher.feature_size, window=window
+            )
+            for stage in recipe.all_stages()
+        )
 
     def forward(
         self, image: Tensor, sensor: Tensor | None = None, present: Tensor | None = None
@@ -216,9 +235,13 @@ class Student(nn.Module):
         return stem.flatten(2).transpose(1, 2)
 
     def read(
-        self, stem_BGS: Tensor, sensor_BCT: Tensor | None, present_B2: Tensor | None
+        self,
+        stem_BGS: Tensor,
+        sensor_BCT: Tensor | None,
+        present_B2: Tensor | None,
+        stage: int = -1,
     ) -> Reading:
-        """Return everything that the student learns, from stem features on."""
+        """Return everything that the student learns in a stage, from stem features on."""
         if present_B2 is None:
             present_B2 = torch.ones_like(stem_BGS[:, 0, :2])
         has_image_B1, has_sensor_B1 = present_B2[:, :1], present_B2[:, 1:]
@@ -229,9 +252,11 @@ class Student(nn.Module):
         if self.sensor_tokens is not None:
             assert sensor_BCT is not None
             assert self.relation is not None
-            frames_BCNE = self.sensor_tokens.frames(sensor_BCT)
             both_B1 = has_image_B1 * has_sensor_B1
-            relation_BP = both_B1 * self.relation(stem_BGS.mean(1), part_spectrum(frames_BCNE))
+            with in_float32(sensor_BCT):
+                frames_BCNE = self.sensor_tokens.frames(sensor_BCT)
+                spectrum_BE = part_spectrum(frames_BCNE)
+                relation_BP = both_B1 * self.relation(stem_BGS.mean(1), spectrum_BE)
             sensor_BND = self._with(self.sensor_summary, self.sensor_tokens(frames_BCNE))
             bias_B11N = _bias(has_sensor_B1, 1, self.sensor_tokens.tokens)
             prefix.append(self.sensor_blocks(sensor_BND, bias_B11N))
@@ -239,7 +264,9 @@ class Student(nn.Module):
             torch.cat([*prefix, image_BND[:, 1:]], 1), self._joint_bias(present_B2)
         )
         summaries, cells_BGD = self._summaries(joint_BND, prefix, image_BND)
-        return self._heads(self.image_norm(cells_BGD), summaries, relation_BP, present_B2)
+        cells_BGD = self.image_norm(cells_BGD)
+        reading = self._heads(cells_BGD, summaries, relation_BP, present_B2)
+        return self._answer_teachers(reading, cells_BGD, summaries, stage)
 
     def _joint_bias(self, present_B2: Tensor) -> Tensor:
         """Mask the sensor's tokens and the image's where they were not measured."""
@@ -295,8 +322,21 @@ class Student(nn.Module):
             class_logits_BK=self.heads.classes(torch.cat(related, 1)),
             score_logit_B=soft_maximum(torch.cat(evidence, 1)),
             map_logits_Bhw=map_logits_BG.reshape(-1, *self.grid),
-            features_BGF=self.teacher_features(cells_BGD),
             embedding_BD=summaries[0],
+            features=(),
+            summaries=(),
+            window_BF=None,
+        )
+
+    def _answer_teachers(
+        self, reading: Reading, cells_BGD: Tensor, summaries: list[Tensor], stage: int
+    ) -> Reading:
+        heads = self.teacher_heads[stage]
+        assert isinstance(heads, TeacherHeads)
+        return reading._replace(
+            features=tuple(dense(cells_BGD) for dense in heads.dense),
+            summaries=tuple(summary(summaries[1]) for summary in heads.summary),
+            window_BF=None if heads.window is None else heads.window(summaries[2]),
         )
 
     def _relation_to(self, sensor: SensorInput) -> Relation:
@@ -339,8 +379,10 @@ def rate_features(rates_C: Tensor) -> Tensor:
 def _trunk(
     depth: int, prefix: int, grid: tuple[int, int], recipe: Recipe, *, experts: int = 0
 ) -> Trunk:
-    shape = recipe.student
-    blocks = BlockShape(shape.width, shape.heads, shape.hidden, experts, shape.gated, shape.dropout)
+    shape, recompute = recipe.student, recipe.train.recompute
+    blocks = BlockShape(
+        shape.width, shape.heads, shape.hidden, experts, shape.gated, shape.dropout, recompute
+    )
     layout = layout_for(prefix, grid, shape.window_tokens)
     return Trunk(depth, blocks, layout, global_every=shape.global_every)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
+from torch.utils.checkpoint import checkpoint
 
 EXPERTS_PER_TOKEN = 2  # on average: each expert takes this share of the tokens over all experts
 _LEAST_WEIGHT = 1e-4  # of all experts together; a token that none took keeps 0
@@ -221,6 +222,7 @@ class BlockShape:
     experts: int = 0  # 0: one dense MLP
     gated: bool = False
     dropout: float = 0.0
+    recompute: bool = False  # while training: keep a block's input alone, and compute it again
 
 
 class Block(nn.Module):
@@ -245,9 +247,17 @@ class Block(nn.Module):
             else Mlp(shape.width, shape.hidden)
         )
         self.dropout = nn.Dropout(shape.dropout)
+        self.recompute = shape.recompute
 
     def forward(self, x_BND: Tensor, bias_B11N: Tensor | None = None) -> Tensor:
         """Return tokens of the same shape."""
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return self._mixed(x_BND, bias_B11N)
+        # The second pass draws the same random numbers, so dropout drops the same.
+        mixed_BND: Tensor = checkpoint(self._mixed, x_BND, bias_B11N, use_reentrant=False)
+        return mixed_BND
+
+    def _mixed(self, x_BND: Tensor, bias_B11N: Tensor | None) -> Tensor:
         x_BND = x_BND + self.dropout(self.attention(self.norm_attention(x_BND), bias_B11N))
         mixed_BND: Tensor = x_BND + self.dropout(self.mlp(self.norm_mlp(x_BND), bias_B11N))
         return mixed_BND

@@ -1,11 +1,10 @@
-"""The frozen teacher: dense features, a map of what is not normal, and a sensor's own distance.
+"""All teachers of a stage: what they see of a part, and what they say of it together.
 
-`fit_teacher` looks at the normal training parts once; after that a `Teacher` says of any image and
-window how far they are from normal. Parts that the memories were built from are measured against
-memories built without them, so that what the teacher says of training parts is as honest as what
-it says of new ones.
+`fit_teachers` looks at the stage's parts once. Parts that the memories were built from are measured
+against memories built without them, so that what the teachers say of training parts is as honest as
+what they say of new ones.
 
-Shapes: B batch, H W pixels, N grid cells, D backbone features, F reduced features, C T sensor.
+Shapes: B batch, H W pixels, G grid cells, F reduced features.
 """
 
 from __future__ import annotations
@@ -13,182 +12,104 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.dataset import STRIDE, Progress, TrainingParts, evenly, folds_by_group
-from distill.features.spectral import SpectralFrames
-from distill.recipe import Recipe
+from distill.dataset import Progress, TrainingParts
+from distill.recipe import Recipe, Stage
 from distill.teachers.backbone import Backbone
-from distill.teachers.normal_memory import Calibration, CrossFittedMemory, calibration_of
+from distill.teachers.chosen import chosen_parts
+from distill.teachers.image_teacher import (
+    FittedImageTeacher,
+    ImageTeacher,
+    fit_image_teacher,
+    grid_of,
+)
+from distill.teachers.normal_memory import Calibration, calibration_of
+from distill.teachers.sensor_teacher import PART_LIMIT, SensorTeacher, fit_sensor_teacher
 
-BATCH_IMAGES = 16
-_FOLDS = 2
-_CELL_LIMIT = 0.995  # quantile of held-out normal cells that counts as the limit
-_PART_LIMIT = 0.95  # quantile of held-out normal parts that counts as the limit
 _TOP_CELLS = 3
-_SENSOR_POINTS = 2000
 
 
 @dataclass(frozen=True)
-class FeatureBasis:
-    """Standardised principal components of the backbone's features."""
+class Teachers:
+    """All of them, and the fold of each normal part that the memories were built from."""
 
-    mean_D: Tensor
-    rotation_DF: Tensor
-
-    def reduce(self, features_BND: Tensor) -> Tensor:
-        """Return [B, N, F], scaled so that the components have variance 1 on average."""
-        return (features_BND - self.mean_D) @ self.rotation_DF
-
-
-@dataclass(frozen=True)
-class ImageTeacher:
-    """Dense features and the map of anomalies."""
-
-    backbone: Backbone
-    basis: FeatureBasis
-    memory: CrossFittedMemory
-    cells: Calibration
-    parts: Calibration
-    grid: tuple[int, int]
-
-    def features(self, image_BHW3: Tensor) -> Tensor:
-        """Return reduced dense features [B, N, F] of uint8 images."""
-        return self.basis.reduce(self.backbone(image_BHW3, self.grid))
-
-    def map_logits(self, features_NF: Tensor, fold: int | None) -> Tensor:
-        """Return the log odds [N] that each cell of one image is anomalous."""
-        return self.cells.logits(self.memory.distances(features_NF, fold))
-
-    def part_probability(self, map_logits_N: Tensor) -> float:
-        """Return how likely one part's image is anomalous, from its most anomalous cells."""
-        return float(torch.sigmoid(self.parts.logits(_top(map_logits_N))))
-
-
-@dataclass(frozen=True)
-class SensorTeacher:
-    """Spectral features of a window and their distance from normal windows."""
-
-    frames: SpectralFrames
-    memory: CrossFittedMemory
-    parts: Calibration
-
-    def features(self, window_CT: NDArray[np.float32]) -> Tensor:
-        """Return one vector of standardised spectral features, averaged over time."""
-        return _window_features(self.frames, window_CT)
-
-    def part_probability(self, features_F: Tensor, fold: int | None) -> float:
-        """Return how likely one part's window is anomalous."""
-        distance = self.memory.distances(features_F[None], fold)
-        return float(torch.sigmoid(self.parts.logits(distance))[0])
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Both of them, and the fold of each normal part that the memories were built from."""
-
-    image: ImageTeacher
+    images: tuple[ImageTeacher, ...]
     sensor: SensorTeacher | None
     fold_of: dict[int, int]  # index of the training part -> fold; others have none
+    parts: Calibration | None  # of the strongest cells of a whole part
+    remarks: tuple[str, ...]  # what a person should know of their memories
+
+    @property
+    def has_map(self) -> bool:
+        """Tell whether there is an image teacher with a memory of normal parts."""
+        return self.parts is not None
+
+    def map_logits(self, dense: Sequence[Tensor], fold: int | None) -> Tensor:
+        """Return the log odds [G] that each cell is anomalous, by all image teachers together.
+
+        `dense` holds each one's standardised features [G, F] of the same image. Each has a memory
+        and a calibration of its own, after which its normal median and limit are everybody's; the
+        mean of their log odds is the word of all, a logarithmic opinion pool of equal weights
+        (Genest and Zidek, Statistical Science 1, 1986).
+        """
+        return _pooled(
+            [
+                teacher.map_logits(dense_GF, fold)
+                for teacher, dense_GF in zip(self.images, dense, strict=True)
+            ]
+        )
+
+    def part_probability(self, map_logits_G: Tensor) -> float:
+        """Return how likely one part's image is anomalous, from its most anomalous cells."""
+        assert self.parts is not None
+        return float(torch.sigmoid(self.parts.logits(_top(map_logits_G))))
 
 
-def fit_teacher(
-    parts: TrainingParts, recipe: Recipe, backbone: Backbone, progress: Progress
-) -> Teacher:
-    """Fit basis, memories and calibrations on the normal parts of `parts`."""
-    normal = np.flatnonzero(parts.labels_N == 0)
-    chosen = normal[evenly(len(normal), recipe.teacher.fit_parts)].tolist()
-    folds = folds_by_group([parts.rows[i].part_id for i in chosen], _FOLDS).tolist()
-    fold_of = dict(zip(chosen, folds, strict=True))
-    image = _fit_image(parts, fold_of, recipe, backbone, progress)
-    return Teacher(image, _fit_sensor(parts, fold_of, recipe), fold_of)
-
-
-def image_batch(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Stack images into a uint8 tensor [B, H, W, 3]."""
-    return torch.from_numpy(np.stack(images))
-
-
-def _fit_image(
+def fit_teachers(
     parts: TrainingParts,
-    fold_of: dict[int, int],
     recipe: Recipe,
-    backbone: Backbone,
+    stage: Stage,
+    backbones: tuple[Backbone, ...],
     progress: Progress,
-) -> ImageTeacher:
-    grid = (parts.spec.image.height // STRIDE, parts.spec.image.width // STRIDE)
-    chosen, folds = list(fold_of), list(fold_of.values())
-    raw: list[Tensor] = []
-    for start in progress("teacher looks at normal parts")(range(0, len(chosen), BATCH_IMAGES)):
-        images = [parts.image(i) for i in chosen[start : start + BATCH_IMAGES]]
-        raw.extend(backbone(image_batch(images), grid).half())
-    basis = _basis_of(raw, recipe.teacher.feature_size)
-    features = [basis.reduce(part.float()) for part in raw]
-    memory = CrossFittedMemory(
-        features,
-        folds,
-        size=recipe.teacher.memory_patches,
-        candidates=recipe.teacher.memory_candidates,
-        seed=recipe.seed,
+) -> Teachers:
+    """Fit all teachers of a stage.
+
+    Where none of its losses needs normal parts, no memory is made and parts need no labels. Raises
+    InputError where a backbone's patches do not fit the student's grid, before any long work, and
+    where normal parts are needed and none is labelled so.
+    """
+    for backbone in backbones:
+        refuse_unfit(backbone, parts)
+    chosen = chosen_parts(parts, recipe, stage)
+    fitted = [
+        fit_image_teacher(parts, chosen, recipe, backbone, progress) for backbone in backbones
+    ]
+    return Teachers(
+        images=tuple(one.teacher for one in fitted),
+        sensor=fit_sensor_teacher(parts, chosen, recipe, progress),
+        fold_of=chosen.fold_of,
+        parts=_part_calibration(fitted) if chosen.fold_of and fitted else None,
+        remarks=tuple(one.remark for one in fitted),
     )
-    distances = [memory.distances(f, fold) for f, fold in zip(features, folds, strict=True)]
-    cells = calibration_of(torch.cat(distances), _CELL_LIMIT)
-    tops = torch.stack([_top(cells.logits(part)) for part in distances])
-    part_calibration = calibration_of(tops, _PART_LIMIT)
-    return ImageTeacher(backbone, basis, memory, cells, part_calibration, grid)
 
 
-def _fit_sensor(
-    parts: TrainingParts,
-    fold_of: dict[int, int],
-    recipe: Recipe,
-) -> SensorTeacher | None:
-    """Fit on the windows of normal parts; None where there are fewer than two of them."""
-    windows = [(parts.window(index), fold) for index, fold in fold_of.items()]
-    present = [(window, fold) for window, fold in windows if window is not None]
-    if parts.spec.sensor is None or len(present) < _FOLDS:
-        return None
-    frames = SpectralFrames(
-        len(parts.spec.sensor.channels),
-        parts.spec.sensor.samples,
-        recipe.sensor.frame_samples,
-        recipe.sensor.time_tokens,
-    )
-    frames.fit(torch.from_numpy(np.stack([window for window, _ in present])))
-    points = [_window_features(frames, window)[None] for window, _ in present]
-    own_folds = [fold for _, fold in present]
-    memory = CrossFittedMemory(
-        points, own_folds, size=_SENSOR_POINTS, candidates=_SENSOR_POINTS, seed=recipe.seed
-    )
-    distances = [memory.distances(p, fold) for p, fold in zip(points, own_folds, strict=True)]
-    return SensorTeacher(frames, memory, calibration_of(torch.cat(distances), _PART_LIMIT))
+def refuse_unfit(backbone: Backbone, parts: TrainingParts) -> None:
+    """Raise InputError where a backbone's patches do not fit the student's grid."""
+    image = parts.spec.image
+    backbone(torch.zeros(1, image.height, image.width, 3, dtype=torch.uint8), grid_of(parts))
 
 
-def _basis_of(raw: Sequence[Tensor], size: int) -> FeatureBasis:
-    """Standardise each feature, then keep the strongest principal components."""
-    most = evenly(len(raw), max(1, 50_000 // max(1, len(raw[0]))))
-    points_PD = torch.cat([raw[i] for i in most]).double()
-    mean_D = points_PD.mean(0)
-    scale_D = points_PD.std(0).clamp_min(1e-6)
-    standard_PD = (points_PD - mean_D) / scale_D
-    variances, vectors_DD = torch.linalg.eigh(standard_PD.T @ standard_PD / len(standard_PD))
-    kept = min(size, len(mean_D))
-    rotation_DF = vectors_DD[:, -kept:].flip(1)
-    average = variances[-kept:].mean().clamp_min(1e-12).sqrt()
-    rotation_DF = rotation_DF / scale_D[:, None] / average
-    # A backbone with fewer features than the recipe asks for leaves the rest at 0.
-    padded_DF = torch.nn.functional.pad(rotation_DF, (0, size - kept))
-    return FeatureBasis(mean_D.float(), padded_DF.float())
+def _part_calibration(fitted: Sequence[FittedImageTeacher]) -> Calibration:
+    """Calibrate the pooled map's strongest cells on the same held-out normal parts."""
+    maps = zip(*(one.map_logits for one in fitted), strict=True)
+    return calibration_of(torch.stack([_top(_pooled(these)) for these in maps]), PART_LIMIT)
 
 
-@torch.inference_mode()
-def _window_features(frames: SpectralFrames, window_CT: NDArray[np.float32]) -> Tensor:
-    features_CND: Tensor = frames(torch.from_numpy(window_CT)[None])[0]
-    return features_CND.mean(1).flatten()
+def _pooled(logits: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(logits)).mean(0)
 
 
-def _top(map_N: Tensor) -> Tensor:
-    return map_N.topk(min(_TOP_CELLS, len(map_N))).values.mean()
+def _top(map_G: Tensor) -> Tensor:
+    return map_G.topk(min(_TOP_CELLS, len(map_G))).values.mean()

@@ -1,159 +1,171 @@
 """Which parts each training step sees, in which copy and with which modalities.
 
-Everything follows from (seed, epoch), so a run that was stopped and resumed sees what the unbroken
-run would have seen.
+Everything follows from (seed, stage, epoch, step), so any process, worker or resumed run makes the
+same batch, and a piece of it without the rest.
 
-Shapes: B batch, C T sensor, G cells, S stem features, K classes.
+Shapes: B batch, b piece of it, C T sensor, G cells, S stem features, K classes, N parts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.recipe import Recipe
-from distill.targets import Copies, Targets
+from distill.augment.copies import Copies
+from distill.recipe import LAST_STAGE, Recipe, Stage
+from distill.targets.opened import Targets
+from distill.training.lessons import Lessons, rows_of
 from distill.training.losses import Lesson
-
-_ALL, _IMAGE_ALONE, _SENSOR_ALONE = range(3)
+from edge.errors import InputError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's input and what it should be read as."""
+    """One training step's input and what it should be read as, or a piece of it."""
 
+    samples: tuple[str, ...]  # whose they are
     stem_BGS: Tensor
     sensor_BCT: Tensor | None
     lesson: Lesson
 
 
-@dataclass(frozen=True)
+class Drawn(NamedTuple):
+    """What one step shows: parts, their rounds, and what is shown of each (image, sensor)."""
+
+    parts_B: NDArray[np.int64]
+    rounds_B: NDArray[np.int64]
+    shown_B2: NDArray[np.float32]
+
+    def some(self, these: slice) -> Drawn:
+        """Return these of them."""
+        return Drawn(self.parts_B[these], self.rounds_B[these], self.shown_B2[these])
+
+
+@dataclass
 class Batches:
-    """The training parts, epoch by epoch."""
+    """The training parts of a stage, epoch by epoch. Raises InputError where none has a lesson."""
 
     copies: Copies
     targets: Targets
+    recipe: Recipe
+    stage: Stage
+    _plan: tuple[int, list[Drawn]] = field(default=(-1, []), repr=False)  # of the latest epoch
+
+    def __post_init__(self) -> None:
+        if self.targets.readings is not None:
+            parts = replace(self.copies.parts, readings=self.targets.readings)
+            self.copies = replace(self.copies, parts=parts)
+        if not len(self.taught_N):
+            raise InputError(
+                where=f"stage '{self.stage.name}'",
+                expected="at least one part that its losses can teach from",
+                found=f"none of {len(self.copies.parts)}",
+                do="Label some parts, or give another loss a weight.",
+            )
+
+    def __reduce__(self) -> tuple[Callable[..., Batches], tuple[Any, ...]]:
+        """Cross to a worker without what is mapped (see `Targets`)."""
+        parts = replace(self.copies.parts, readings=None)
+        copies = replace(self.copies, parts=parts)
+        return Batches, (copies, self.targets, self.recipe, self.stage)
+
+    @cached_property
+    def taught_N(self) -> NDArray[np.int64]:  # noqa: N802 (shape suffix)
+        """The parts that have a lesson under the stage's losses; others are not drawn."""
+        return self._lessons.parts_with_one()
 
     @property
     def steps_per_epoch(self) -> int:
         """One pass over the parts, or the recipe's least number of steps where they are few."""
-        train = self._recipe.train
-        return max(math.ceil(len(self.copies.parts) / self._batch_size), train.min_steps_per_epoch)
+        passes = math.ceil(len(self.taught_N) / self._batch_size)
+        return max(passes, self.recipe.train.min_steps_per_epoch)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        random = np.random.default_rng([self._recipe.seed, number])
-        size, parts = self._batch_size, len(self.copies.parts)
-        draws = max(parts, self._recipe.train.min_steps_per_epoch * size)
+    def piece(self, epoch: int, step: int, piece: int, pieces: int) -> Batch:
+        """Return piece `piece` of `pieces` of one step's batch.
+
+        The mean of the losses over all pieces is that of the whole batch: a lesson's weights are
+        shares of the whole batch, times `pieces`. Where a batch has fewer parts than pieces, a
+        piece without a part shows one whose lessons weigh nothing.
+        """
+        drawn = self.drawn(epoch, step)
+        size = len(drawn.parts_B)
+        begins, ends = size * piece // pieces, size * (piece + 1) // pieces
+        mine = slice(begins, max(ends, begins + 1)) if begins < size else slice(size - 1, size)
+        factor = float(pieces) if ends > begins else 0.0
+        parts_b, rounds_b, shown_b2 = drawn.some(mine)
+        return Batch(
+            samples=tuple(self.copies.parts.rows[part].sample_id for part in parts_b),
+            stem_BGS=rows_of(self.targets.stem, rounds_b, parts_b),
+            sensor_BCT=self._windows(parts_b, rounds_b, shown_b2, epoch),
+            lesson=self._lessons.of(drawn, mine, factor),
+        )
+
+    def drawn(self, epoch: int, step: int) -> Drawn:
+        """Return what one step shows, without reading any of it."""
+        if self._plan[0] != epoch:
+            self._plan = (epoch, self._planned(epoch))
+        return self._plan[1][step]
+
+    def _planned(self, epoch: int) -> list[Drawn]:
+        """Draw a whole epoch: each part once, in a random order, and again where parts are few."""
+        stage = [] if self.stage.name == LAST_STAGE else [zlib.crc32(self.stage.name.encode())]
+        random = np.random.default_rng([self.recipe.seed, epoch, *stage])
+        size, parts = self._batch_size, len(self.taught_N)
+        draws = max(parts, self.recipe.train.min_steps_per_epoch * size)
         passes = [random.permutation(parts) for _ in range(math.ceil(draws / parts))]
-        order = np.concatenate(passes)[:draws]
+        order = self.taught_N[np.concatenate(passes)[:draws]]
+        plan = []
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             rounds = random.integers(0, self.targets.rounds, len(chosen))
-            yield self._batch(chosen, rounds, self._withheld(random, len(chosen)), number)
+            plan.append(Drawn(chosen, rounds, self._shown(random, chosen)))
+        return plan
 
-    @property
-    def _batch_size(self) -> int:
-        """The recipe's, but no larger than the training set."""
-        return min(self._recipe.train.batch, len(self.copies.parts))
-
-    @property
-    def _recipe(self) -> Recipe:
-        return self.copies.recipe
-
-    def _withheld(self, random: np.random.Generator, size: int) -> NDArray[np.float32]:
+    def _shown(self, random: np.random.Generator, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return which modalities are shown [B, 2]; never is all withheld."""
+        size, parts = len(chosen), self.copies.parts
         shown_B2 = np.ones((size, 2), np.float32)
-        if self.copies.parts.spec.sensor is not None:
-            draw_B = random.random(size)
-            withhold = self._recipe.train.withhold
-            shown_B2[draw_B < withhold, 1] = 0.0
-            shown_B2[draw_B >= 1.0 - withhold, 0] = 0.0
-        return shown_B2
-
-    def _batch(
-        self,
-        chosen: NDArray[np.int64],
-        rounds: NDArray[np.int64],
-        shown_B2: NDArray[np.float32],
-        epoch: int,
-    ) -> Batch:
-        sensor_BCT = None
-        if self.copies.parts.spec.sensor is not None:
-            sensor_BCT = self._windows(chosen, rounds, shown_B2, epoch)
-        else:
+        if parts.spec.sensor is None:
             shown_B2[:, 1] = 0.0
-        return Batch(
-            stem_BGS=_float(self.targets.stem[rounds, chosen]),
-            sensor_BCT=sensor_BCT,
-            lesson=self._lesson(chosen, rounds, shown_B2),
-        )
+            return shown_B2
+        draw_B = random.random(size)
+        withhold = self.recipe.train.withhold
+        shown_B2[draw_B < withhold, 1] = 0.0
+        shown_B2[draw_B >= 1.0 - withhold, 0] = 0.0
+        shown_B2[~parts.windows_N[chosen]] = (1.0, 0.0)  # a part without a window shows its image
+        return shown_B2
 
     def _windows(
         self,
-        chosen: NDArray[np.int64],
-        rounds: NDArray[np.int64],
-        shown_B2: NDArray[np.float32],
+        parts_b: NDArray[np.int64],
+        rounds_b: NDArray[np.int64],
+        shown_b2: NDArray[np.float32],
         epoch: int,
-    ) -> Tensor:
-        """Return the windows [B, C, T]. A part without one shows its image instead."""
+    ) -> Tensor | None:
+        """Return the windows [b, C, T], zeros where they are withheld."""
         sensor = self.copies.parts.spec.sensor
-        assert sensor is not None
-        windows = np.zeros((len(chosen), len(sensor.channels), sensor.samples), np.float32)
-        for place, (index, number) in enumerate(zip(chosen, rounds, strict=True)):
-            window = self.copies.window(int(index), int(number), epoch)
-            if window is None:
-                shown_B2[place] = (1.0, 0.0)
-            elif shown_B2[place, 1]:
-                windows[place] = window
+        if sensor is None:
+            return None
+        windows = np.zeros((len(parts_b), len(sensor.channels), sensor.samples), np.float32)
+        for place in np.flatnonzero(shown_b2[:, 1]):
+            part, number = int(parts_b[place]), int(rounds_b[place])
+            windows[place] = self.copies.window(part, number, epoch)
         return torch.from_numpy(windows)
 
-    def _lesson(
-        self,
-        chosen: NDArray[np.int64],
-        rounds: NDArray[np.int64],
-        shown_B2: NDArray[np.float32],
-    ) -> Lesson:
-        """With labelled defects the labels lead; else the teacher's word on what is shown.
+    @property
+    def _batch_size(self) -> int:
+        """The recipe's, but no larger than the number of parts."""
+        return min(self.recipe.train.batch, len(self.taught_N))
 
-        A label is of the whole part: its defect may not show in the one modality that is left.
-        Insisting on it would teach the student to remember parts, so where something is withheld
-        the teacher says instead what can be known from the rest.
-        """
-        parts = self.copies.parts
-        grid = (parts.spec.map_height, parts.spec.map_width)
-        labels_BK = np.eye(len(parts.spec.classes), dtype=np.float32)[parts.labels_N[chosen]]
-        if parts.has_defects:
-            view_B = _view_of(shown_B2) if parts.spec.sensor else np.zeros(len(chosen), np.int64)
-            share = self._recipe.targets.teacher_share
-            share_B1 = np.where(view_B == _ALL, share, 1.0).astype(np.float32)[:, None]
-            soft_BK = self.targets.soft_labels[view_B, chosen]
-            classes_BK = (1.0 - share_B1) * labels_BK + share_B1 * soft_BK
-            score_B = 1.0 - classes_BK[:, 0]
-        else:
-            classes_BK = labels_BK
-            normal_B2 = 1.0 - shown_B2 * self.targets.scores[rounds, chosen]
-            score_B = 1.0 - normal_B2[:, 0] * normal_B2[:, 1]
-        return Lesson(
-            class_probabilities_BK=_float(classes_BK),
-            score_B=_float(np.clip(score_B, 0.0, 1.0)),
-            map_Bhw=_float(self.targets.map[rounds, chosen]).reshape(-1, *grid),
-            features_BGF=_float(self.targets.features[rounds, chosen]),
-            present_B2=torch.from_numpy(shown_B2),
-        )
-
-
-def _view_of(shown_B2: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return which of the teacher's views [B] fits what is shown (see `targets`)."""
-    image_B, sensor_B = shown_B2[:, 0] > 0, shown_B2[:, 1] > 0
-    return np.where(image_B & sensor_B, _ALL, np.where(image_B, _IMAGE_ALONE, _SENSOR_ALONE))
-
-
-def _float(values: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    @cached_property
+    def _lessons(self) -> Lessons:
+        return Lessons(self.copies, self.targets, self.recipe, self.stage)

@@ -67,7 +67,7 @@ def _scorer_at(folder: Path) -> Scorer:
     from edge.bundle import MANIFEST_FILE, Bundle
 
     if (folder / MANIFEST_FILE).is_file():
-        from device_agents.inspector.engine import engine_from_bundle
+        from device_agents.engine.load import engine_from_bundle
 
         return engine_from_bundle(Bundle.open(folder))
     from distill.checkpoint import scorer_from_run

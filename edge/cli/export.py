@@ -1,4 +1,4 @@
-"""`edge export`: turn a run into an INT8 bundle, each step proven before the next."""
+"""`edge export`: turn a run into a bundle, each step proven before the next."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.artefact import check_free, digest_of_file, new_folder
-from edge.bundle import FP32_FILE, INT8_FILE, MANIFEST_FILE, CompileCheck, Manifest, Parity
+from edge.bundle import FORM_FILES, FP32_FILE, MANIFEST_FILE, CompileCheck
 from edge.cli.progress import Progress
-from edge.errors import InputError
+from edge.errors import AnswerIsNo, InputError
 from edge.recording.format import Recording, SampleRow
 
 if TYPE_CHECKING:
+    from distill.checkpoint import RunRecord
     from distill.students.student import Student
     from edge.reference import Reference
     from edge.scorer import Scorer
     from export.calibration import CalibrationSet
+    from export.forms import Form, Int8Choices, Trial
     from export.judge import Judged
 
 _DEFAULT_SAMPLES = 128
-_ROWS = (
-    "Size",
-    "Largest score error",
-    "Verdict flips",
-    "AUROC difference",
-    "NVIDIA's builder",
-    "  its plan",
-    "  its layers",
-)
+_PRECISIONS = ("int8", "fp16", "int4-weights", "auto", "fp8")  # fp8 is refused, with the reason
+_METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,32 +44,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the new bundle")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument(
+        "--precision",
+        choices=_PRECISIONS,
+        default="int8",
+        help="the form that ships (default int8); auto makes every form, shows them side by side "
+        "and ships the fastest whose verdicts stay",
+    )
+    parser.add_argument(
         "--samples",
         type=int,
         default=_DEFAULT_SAMPLES,
         help=f"calibration samples, drawn from all labels in turn (default {_DEFAULT_SAMPLES})",
     )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="samples in one run of the model, for a station with several cameras (default 1)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default 0)")
     parser.add_argument(
+        "--training",
+        type=Path,
+        metavar="REC",
+        help="the recording that the run was trained on, where --calibration is another: the "
+        "distance between the two is then shown, and refused where it is too far",
+    )
+    _add_int8_arguments(parser.add_argument_group("INT8"))
+
+
+def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibration-method",
+        choices=_METHODS,
+        default="auto",
+        help="how a range is read from the samples (default auto: the one by which scores move "
+        "least, on other training samples)",
+    )
+    group.add_argument(
+        "--smooth",
+        choices=("auto", "off"),
+        default="auto",
+        help="SmoothQuant: hand outliers on to the weights (default auto: where it helps)",
+    )
+    group.add_argument(
         "--int8-convolutions",
         action="store_true",
         help="quantise the stem's convolutions too: a smaller file, and scores move more",
     )
+    group.add_argument(
+        "--int8-attention",
+        action="store_true",
+        help="quantise the two products of attention too",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write FP32 and INT8 ONNX, hold them against the run, have NVIDIA build them, and pack."""
+    """Write FP32 and the form asked for, prove both, have NVIDIA build them, and pack."""
     out: Path = arguments.out
     check_free(out, force=arguments.force, mark=MANIFEST_FILE)
     with _step("Reading the run and the calibration recording"):
+        from export.forms import made_forms, refuse_fp8
+
+        refuse_fp8(arguments.precision)
         import torch
 
-        from device_agents.inspector.engine import default_threads
+        from device_agents.engine.on_onnxruntime import default_threads, engine_from_onnx
         from distill.checkpoint import RECORD_FILE, read_record, student_from_run
         from export.calibration import calibration_set
         from export.golden import write_golden
+        from export.onnx_graph import fp32_onnx_from_student, spec_for_batch
         from export.pack import Proof, bundle_from, provenance_of
-        from export.parity import ONNX_INT8, held_out_rows
+        from export.parity import held_out_rows
 
         # One core stays free: on a busy machine, threads that wait for each other after every
         # small operation cost several times the work itself.
@@ -82,146 +123,182 @@ def run(arguments: argparse.Namespace) -> int:
         record, student = read_record(arguments.run), student_from_run(arguments.run)
         if record.spec.rule is None:
             raise _without_rule(arguments.run)
+        spec = spec_for_batch(record.spec, arguments.batch)
         recording = Recording.open(arguments.calibration)
         calibration = calibration_set(
-            recording, record.spec, samples=arguments.samples, seed=arguments.seed
+            recording, spec, samples=arguments.samples, seed=arguments.seed
         )
         rows = held_out_rows(recording)
+        unlike = _unlike(student, record, calibration, arguments.training)
     with new_folder(out, force=arguments.force, mark=MANIFEST_FILE) as folder:
-        int8_nodes = _write_models(folder, student, calibration, arguments.int8_convolutions)
-        with _scorers(folder, student, calibration) as scorers:
-            judged, parity = _proven(scorers, recording, rows)
-            int8 = scorers[ONNX_INT8]
-            golden = write_golden(folder, recording, rows, int8, judged[ONNX_INT8])
-            reference = _reference(int8, recording, rows)
-        proof = Proof(parity, _compiled(folder, int8_nodes), golden, reference)
+        with _step("Writing the FP32 ONNX"):
+            fp32_onnx_from_student(student, spec, folder / FP32_FILE)
+        trial, fp32 = _trial(folder, student, calibration, recording, rows)
+        with _step(f"Making {arguments.precision}"):
+            forms = made_forms(trial, arguments.precision, _choices(arguments))
+        shipped, checks = _compiled(folder, forms, trial.reference)
+        sizes = _only(folder, (fp32, *forms), shipped)
+        with engine_from_onnx(folder / FORM_FILES[shipped.name], spec) as scorer:
+            golden = write_golden(folder, recording, rows, scorer, shipped.judged)
+            reference = _reference(scorer, recording, rows)
+        proof = Proof(
+            (fp32.parity, *(form.parity for form in forms if not form.over)),
+            checks,
+            golden,
+            reference,
+            form=shipped.name,
+            quantisation=shipped.quantisation,
+        )
         provenance = provenance_of(
             checkpoint_digest=digest_of_file(arguments.run / RECORD_FILE),
             training_digest=record.recording_digest,
             calibration=calibration,
+            calibration_differences=unlike,
         )
-        bundle = bundle_from(folder, record.spec, proof, provenance)
-    _show(bundle.manifest, out)
+        bundle = bundle_from(folder, spec, proof, provenance)
+    from edge.cli.export_table import show
+
+    show(bundle.manifest, out, (fp32, *forms), sizes)
     return 0
 
 
-def _write_models(
-    folder: Path, student: Student, calibration: CalibrationSet, convolutions: bool
-) -> list[str]:
-    """Write both ONNX files; return the names of the nodes that compute on int8."""
-    from distill.students.student import EMBEDDINGS, HEADS
-    from export.onnx_graph import fp32_onnx_from_student
-    from export.quantize import int8_onnx_from_qdq, qdq_from_student
+def _choices(arguments: argparse.Namespace) -> Int8Choices:
+    from export.forms import Int8Choices
 
-    spec = calibration.spec
-    with _step("Writing the FP32 ONNX"):
-        fp32_onnx_from_student(student, spec, folder / FP32_FILE)
-    title = f"Calibrating on {len(calibration.rows)} samples"
-    with _step(title):
-        inputs = calibration.inputs_from(Progress(title)(calibration.rows))
-        qdq = qdq_from_student(
-            student, spec, inputs, kept_float=(*HEADS, *EMBEDDINGS), convolutions=convolutions
-        )
-    with _step(f"Writing the INT8 ONNX, {len(qdq.quantised)} layers quantised"):
-        return int8_onnx_from_qdq(qdq, spec, folder / INT8_FILE)
+    return Int8Choices(
+        method=arguments.calibration_method,
+        smooth=arguments.smooth == "auto",
+        convolutions=arguments.int8_convolutions,
+        attention=arguments.int8_attention,
+    )
 
 
-@contextlib.contextmanager
-def _scorers(
-    folder: Path, student: Student, calibration: CalibrationSet
-) -> Iterator[dict[str, Scorer]]:
-    """Yield the checkpoint and both ONNX files, by the names that parity gives them."""
-    from device_agents.inspector.engine import engine_from_onnx
+def _trial(
+    folder: Path,
+    student: Student,
+    calibration: CalibrationSet,
+    recording: Recording,
+    rows: Sequence[SampleRow],
+) -> tuple[Trial, Form]:
+    """Judge the held-out samples with the checkpoint and the FP32 ONNX; AnswerIsNo where apart."""
+    from device_agents.engine.on_onnxruntime import engine_from_onnx
     from distill.checkpoint import StudentScorer
-    from export.parity import CHECKPOINT, ONNX_FP32, ONNX_INT8
+    from distill.students.student import EMBEDDINGS, HEADS
+    from export.forms import Trial, judged_form
+    from export.judge import judged_by
+    from export.parity import BUDGETS, ONNX_FP32, check_budget
 
     spec = calibration.spec
-    with (
-        StudentScorer(student, spec) as trained,
-        engine_from_onnx(folder / FP32_FILE, spec) as fp32,
-        engine_from_onnx(folder / INT8_FILE, spec) as int8,
-    ):
-        yield {CHECKPOINT: trained, ONNX_FP32: fp32, ONNX_INT8: int8}
+    split = rows[0].split
+
+    def judge(scorer: Scorer, name: str) -> list[Judged]:
+        title = f"Judging {len(rows)} samples of split '{split}', {name}"
+        return judged_by({name: scorer}, recording, Progress(title)(rows))[name]
+
+    def load(path: Path) -> Scorer:
+        return engine_from_onnx(path, spec)
+
+    keep = (*HEADS, *EMBEDDINGS)
+    with _step(f"Comparing verdicts on {len(rows)} samples of split '{split}'"):
+        with StudentScorer(student, spec) as trained:
+            reference = judge(trained, "checkpoint")
+        trial = Trial(
+            folder, student, calibration, keep, reference, load, judge, say=_say, progress=Progress
+        )
+        fp32 = judged_form(trial, "fp32")
+        check_budget(
+            fp32.parity,
+            BUDGETS[ONNX_FP32],
+            reference,
+            do="The exporter changed the student: report this with the versions of torch, "
+            "onnxscript and onnxruntime.",
+        )
+    return trial, fp32
 
 
-def _proven(
-    scorers: dict[str, Scorer], recording: Recording, rows: Sequence[SampleRow]
-) -> tuple[dict[str, list[Judged]], tuple[Parity, ...]]:
-    """Judge the held-out samples with every form. Raises AnswerIsNo where one is over budget."""
-    from export.judge import judged_by
-    from export.parity import BUDGETS, CHECKPOINT, check_budget, parity_of
+def _unlike(
+    student: Student, record: RunRecord, calibration: CalibrationSet, training: Path | None
+) -> dict[str, float] | None:
+    """Compare the calibration's recording with the training's. Raises InputError where unlike."""
+    from distill.checkpoint import StudentScorer
+    from export.likeness import differences_between, refuse_unlike
 
-    title = f"Comparing verdicts on {len(rows)} samples of split '{rows[0].split}'"
-    with _step(title):
-        judged = judged_by(scorers, recording, Progress(title)(rows))
-        proven = []
-        for form, budget in BUDGETS.items():
-            parity = parity_of(form, judged[CHECKPOINT], judged[form])
-            check_budget(parity, budget, judged[CHECKPOINT], judged[form])
-            proven.append(parity)
-    return judged, tuple(proven)
+    recording = calibration.recording
+    if recording.digest() == record.recording_digest:
+        _say("  calibration samples are of the recording that the run was trained on")
+        return {}
+    if training is None:
+        _say(
+            "  NOT COMPARED with the training samples: the run was trained on another recording "
+            f"('{record.recording}'); give it as --training"
+        )
+        return None
+    trained = Recording.open(training)
+    if trained.digest() != record.recording_digest:
+        raise InputError(
+            where="--training",
+            expected=f"the recording that the run was trained on ('{record.recording}', digest "
+            f"{record.recording_digest[:12]})",
+            found=f"{training}, digest {trained.digest()[:12]}",
+            do="Give that recording, unchanged, or leave --training out.",
+        )
+    found = differences_between(
+        StudentScorer(student, record.spec),
+        (trained, trained.rows_in("train", do="Give the whole recording.")),
+        (recording, calibration.rows),
+    )
+    _say(f"  deviations from the training samples: {', '.join(map(str, found[:4]))}")
+    refuse_unlike(found, recording)
+    return {one.figure: one.deviations for one in found}
 
 
-def _reference(int8: Scorer, recording: Recording, rows: Sequence[SampleRow]) -> Reference | None:
+def _only(folder: Path, forms: Sequence[Form], shipped: Form) -> dict[str, int]:
+    """Delete the forms that do not ship, but FP32; return the size in bytes that each one had."""
+    from export.onnx_file import files_of
+
+    sizes = {}
+    for form in forms:
+        files = files_of(folder / FORM_FILES[form.name])
+        sizes[form.name] = sum(path.stat().st_size for path in files)
+        if form.name not in ("fp32", shipped.name):
+            for path in files:
+                path.unlink()
+    return sizes
+
+
+def _compiled(
+    folder: Path, forms: Sequence[Form], reference: Sequence[Judged]
+) -> tuple[Form, tuple[CompileCheck, ...]]:
+    """Choose the form that ships, which NVIDIA's builder must take. Raises AnswerIsNo."""
+    from export.compile_check import compile_check
+    from export.forms import fastest_within_budget
+
+    left = list(forms)
+    with _step("Building with NVIDIA's own builder, ahead of time"):
+        checks = [compile_check(folder / FP32_FILE)]
+        while True:
+            shipped = fastest_within_budget(left, reference)
+            try:
+                checks.append(compile_check(folder / FORM_FILES[shipped.name], shipped.int8_nodes))
+                break
+            except AnswerIsNo as error:
+                left.remove(shipped)
+                if not left:
+                    raise
+                _say(f"  not shipped: {shipped.name}: {error.found}")
+    for check in checks:
+        if check.status != "passed":
+            _say(f"  NOT CHECKED by NVIDIA's builder: {check.file}: {check.remark}")
+    return shipped, tuple(checks)
+
+
+def _reference(scorer: Scorer, recording: Recording, rows: Sequence[SampleRow]) -> Reference | None:
     """Measure what held-out normal parts look like, for the device to see drift by."""
     from export.reference import reference_of
 
     title = "Measuring the reference on normal parts"
     with _step(title):
-        return reference_of(int8, recording, Progress(title)(rows))
-
-
-def _compiled(folder: Path, int8_nodes: Sequence[str]) -> tuple[CompileCheck, ...]:
-    """Have NVIDIA's builder build both files. Raises AnswerIsNo where it refuses one."""
-    from export.compile_check import compile_check
-
-    with _step("Building with NVIDIA's own builder, ahead of time"):
-        checks = (
-            compile_check(folder / FP32_FILE),
-            compile_check(folder / INT8_FILE, int8_nodes),
-        )
-    for check in checks:
-        if check.status != "passed":
-            _say(f"  NOT CHECKED by NVIDIA's builder: {check.file}: {check.remark}")
-    return checks
-
-
-def _show(manifest: Manifest, out: Path) -> None:
-    """Print what was made, how near it is to the run, and the next command."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", FP32_FILE, INT8_FILE)
-    checks = {check.file: check for check in manifest.compile_checks}
-    columns = [
-        _column(manifest.files[file].size_bytes, parity, checks[file])
-        for file, parity in zip((FP32_FILE, INT8_FILE), manifest.parity, strict=True)
-    ]
-    for title, *values in zip(_ROWS, *columns, strict=True):
-        table.add_row(title, *values)
-    console = Console()
-    console.print(table)
-    remarks = {check.remark for check in checks.values() if check.status == "passed"}
-    for remark in sorted(remarks, key=len)[-1:]:
-        console.print(remark + ".", style="dim", highlight=False)
-    reference = manifest.reference or "none: no normal part was held out, so no drift is seen"
-    console.print(f"Reference: {reference}", highlight=False)
-    console.print(f"Bundle: {out}", highlight=False)
-    console.print(f"Next: edge verify {out}", highlight=False)
-
-
-def _column(size_bytes: int, parity: Parity, check: CompileCheck) -> tuple[str, ...]:
-    """Return the figures of one file, in the order of `_ROWS`."""
-    difference = parity.auroc_difference
-    return (
-        f"{size_bytes / 1e6:.2f} MB",
-        f"{parity.max_score_error:.2g} (mean {parity.mean_score_error:.2g})",
-        f"{parity.verdict_flips} of {parity.samples}",
-        "unknown: one class only" if difference is None else f"{difference:+.5f}",
-        check.status if check.seconds is None else f"{check.status} in {check.seconds:.1f} s",
-        "-" if check.plan_bytes is None else f"{check.plan_bytes / 1e6:.1f} MB",
-        "-" if check.layers is None else f"{check.layers}, {check.int8_layers} of them int8",
-    )
+        return reference_of(scorer, recording, Progress(title)(rows))
 
 
 def _without_rule(folder: Path) -> InputError:

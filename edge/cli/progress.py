@@ -1,11 +1,12 @@
 """How far a long walk over samples is, on standard error.
 
 A live bar on a terminal; elsewhere a line every few seconds, so that a log shows life too, and
-nothing at all for what is done at once.
+nothing at all for what is done at once. Where a command runs as many processes, one of them shows.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ class Progress:
 
     def __call__(self, items: Sequence[T], /) -> Iterable[T]:
         """Yield every item in order."""
+        if not is_main_process():
+            return items
         if sys.stderr.isatty():
             try:
                 from rich.console import Console
@@ -35,6 +38,11 @@ class Progress:
             console = Console(stderr=True)
             return track(items, self.title, console=console, transient=True)
         return _with_lines(items, self.title)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first, or only, one of those that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _with_lines(items: Sequence[T], title: str) -> Iterator[T]:

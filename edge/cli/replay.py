@@ -20,8 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", type=Path, metavar="REC")
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--split", help="only this split of the recording")
-    parser.add_argument("--form", default="int8", help="int8 (the default) or fp32")
-    parser.add_argument("--provider", default="cpu", help="cpu (the default), cuda or tensorrt")
+    parser.add_argument("--form", help="default: the one that `edge export` chose")
+    parser.add_argument(
+        "--provider", default="cpu", help="cpu (the default), cuda, tensorrt, tensorrt_rtx"
+    )
+    parser.add_argument("--plan", type=Path, help="the plan that a provider of TensorRT runs")
     parser.add_argument(
         "--threads", type=at_least_one, help="of onnxruntime (default: one core is left free)"
     )
@@ -36,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from itertools import islice
     from threading import Event
 
-    from device_agents.inspector.engine import engine_from_bundle
+    from device_agents.engine.load import engine_from_bundle
     from device_agents.inspector.frame_queue import Part
     from device_agents.inspector.judge import Identity, inspection_of, judge_of
     from device_agents.sources.playback import Playback
@@ -51,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     desk, epoch = StationId("desk", "replay", "replay", "replay"), str(uuid.uuid4())
     tally = Tally()
     with engine_from_bundle(
-        bundle, arguments.provider, form=arguments.form, threads=arguments.threads
+        *(bundle, arguments.provider),
+        form=arguments.form,
+        threads=arguments.threads,
+        plan=arguments.plan,
     ) as engine:
         judge = judge_of(bundle, engine)
         pace = f"{playback.parts_per_second:g} parts/s" if arguments.realtime else "full speed"

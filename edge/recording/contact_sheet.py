@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from edge.errors import InputError
-from edge.recording.format import Recording, SampleRow
+from edge.recording.format import UNLABELLED, Recording, SampleRow
 from edge.sample import Sample
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"  # `--force` replaces a picture by a picture, nothing else
@@ -24,7 +24,9 @@ TRACE_COLOURS = ((20, 90, 160), (190, 100, 20), (30, 130, 70), (130, 60, 150))
 
 def contact_sheet(recording: Recording) -> Image.Image:
     """Draw up to six samples of each class. One channel has one scale over the whole sheet."""
-    chosen = {label: _read(recording, label) for label in recording.header.classes}
+    labels = list(recording.header.classes)
+    labels += [UNLABELLED] if any(row.label == UNLABELLED for row in recording.rows) else []
+    chosen = {label: _read(recording, label) for label in labels}
     ranges = _ranges(recording, [sample for cells in chosen.values() for _, sample in cells])
     cell_height = CELL_PX + TRACE_PX * len(recording.header.channels) + TEXT_PX
     row_height = TEXT_PX + GAP_PX + cell_height + GAP_PX
@@ -35,7 +37,7 @@ def contact_sheet(recording: Recording) -> Image.Image:
     for place, (label, cells) in enumerate(chosen.items()):
         top = TEXT_PX + 2 * GAP_PX + place * row_height
         count = sum(1 for row in recording.rows if row.label == label)
-        write_text(draw, (GAP_PX, top), f"{label}: {count:,} samples")
+        write_text(draw, (GAP_PX, top), f"{label or 'unlabelled'}: {count:,} samples")
         for column, (row, sample) in enumerate(cells):
             left = GAP_PX + column * (CELL_PX + GAP_PX)
             picture = marked_picture(recording, row, sample)
@@ -108,25 +110,27 @@ def _draw_cell(
             write_text(draw, (left + 6, below + 12), "no window")
         else:
             colour = TRACE_COLOURS[channel % len(TRACE_COLOURS)]
-            _draw_trace(draw, box, sample.window.values[channel], scale, colour)
+            draw_trace(draw, box, sample.window.values[channel], scale, colour)
         below += TRACE_PX
     write_text(draw, (left, below), sample.sample_id[-32:])
 
 
 def _outline(recording: Recording, row: SampleRow, size: tuple[int, int]) -> Image.Image | None:
-    """Return a thin line around the defect, so that the defect itself stays visible."""
     try:
         mask = recording.read_mask(row)
     except InputError:
         return None
-    if mask is None:
-        return None
-    small = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).resize(size)
+    return None if mask is None else outline_of(np.asarray(mask), size)
+
+
+def outline_of(mask_HW: NDArray[np.generic], size: tuple[int, int]) -> Image.Image:
+    """Return a thin line around the defect, so that the defect itself stays visible."""
+    small = Image.fromarray(np.where(mask_HW, 255, 0).astype(np.uint8)).resize(size)
     near = small.point(lambda value: 255 if value else 0).filter(ImageFilter.MaxFilter(5))
     return ImageChops.subtract(near.filter(ImageFilter.MaxFilter(3)), near)
 
 
-def _draw_trace(
+def draw_trace(
     draw: ImageDraw.ImageDraw,
     box: tuple[int, int, int, int],
     values: NDArray[np.float32],

@@ -4,8 +4,11 @@ Columns: `file_name` and `label` must be there; `sensor_file_name` where --senso
 `mask_file_name`, `split`, `part_id` and `captured_at` are taken where present. Other columns are
 kept out, for they may hold answers, and are named in a remark.
 
-What makes a row meaningless is an error that names the row: a file that is not there, an empty
-label, a time that is none, a window of another shape. What is wrong inside a file that is there
+A row with an empty label is an unlabelled part: it teaches, in split `train`, and nothing is
+measured on it. Where splits are made here, it goes there by itself.
+
+What makes a row meaningless is an error that names the row: a file that is not there, a time that
+is none, a window of another shape. What is wrong inside a file that is there
 (a truncated picture, NaN readings, a duplicate) is imported as it came and reported by
 `edge recordings show`, for a station meets such samples too.
 """
@@ -23,12 +26,15 @@ import msgspec
 from edge.errors import InputError, nearest_hint
 from edge.recording.format import (
     FILES_FOLDER,
+    UNLABELLED,
+    UNLABELLED_SPLIT,
     Recording,
     RecordingHeader,
     SampleRow,
     nanoseconds_of,
     raw_readings,
     read_readings,
+    refuse_unlabelled,
     write_recording,
 )
 from edge.recording.metadata import Table, TableRow, table_of
@@ -115,6 +121,12 @@ def import_folder(
         rows.append(_sample_row(row, sample_ids[index], order, originals, lengths))
     lengths.check_same(table)
     rows, split_remarks = _with_splits(rows, table, normal=classes[0])
+    unlabelled = sum(1 for row in rows if row.label == UNLABELLED)
+    if unlabelled:
+        remarks.append(
+            f"{unlabelled:,} samples without a label: they teach in '{UNLABELLED_SPLIT}', through "
+            "the teachers alone."
+        )
     header = RecordingHeader(
         name=order.source.resolve().name,
         channels=order.channels,
@@ -186,15 +198,7 @@ def _checked_columns(table: Table, channels: tuple[Channel, ...]) -> list[str]:
 
 def _classes_of(table: Table, ok: str | None) -> tuple[str, ...]:
     """Return the labels, the normal class first and the others in alphabetical order."""
-    for row in table.rows:
-        if not row.cells.get("label"):
-            raise InputError(
-                where=row.where,
-                expected="a label",
-                found="an empty cell",
-                do="Label the sample or take its row out.",
-            )
-    labels = sorted({row.cells["label"] for row in table.rows})
+    labels = sorted({row.cells["label"] for row in table.rows} - {UNLABELLED})
     normal = ok if ok is not None else next((n for n in NORMAL_LABELS if n in labels), None)
     if normal not in labels:
         raise InputError(
@@ -202,7 +206,7 @@ def _classes_of(table: Table, ok: str | None) -> tuple[str, ...]:
             expected=f"the label '{normal}' that --ok names"
             if normal
             else "the label 'ok' or 'good' for normal parts",
-            found="the labels " + ", ".join(labels),
+            found="the labels " + (", ".join(labels) or "(none: every cell is empty)"),
             do=(nearest_hint(ok, labels) if ok else "Say which of them is normal with --ok LABEL."),
         )
     return (normal, *(label for label in labels if label != normal))
@@ -241,7 +245,7 @@ def _sample_row(
         mask, _ = originals.copy(cells["mask_file_name"], row.where)
     captured_at = cells.get("captured_at") or None
     _check_time(captured_at, row.where)
-    return SampleRow(
+    sample = SampleRow(
         sample_id=sample_id,
         image=image,
         image_digest=image_digest,
@@ -253,6 +257,9 @@ def _sample_row(
         mask=mask,
         captured_at=captured_at,
     )
+    if sample.split:
+        refuse_unlabelled(sample, row.where)
+    return sample
 
 
 def _note_length(order: FolderImport, sensor: str, where: str, lengths: WindowLengths) -> None:

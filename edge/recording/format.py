@@ -33,6 +33,10 @@ SCHEMA = 1
 HEADER_FILE = "recording.json"
 ROWS_FILE = "samples.jsonl"
 FILES_FOLDER = "files"
+UNLABELLED = ""
+"""The label of a part that nobody labelled. Such parts teach, in `UNLABELLED_SPLIT` alone: nothing
+can be measured on them."""
+UNLABELLED_SPLIT = "train"
 # What msgspec raises on bytes that are no JSON object, beside its own error.
 _UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError)
 # The seconds' fraction, which `datetime.fromisoformat` of Python 3.10 takes in 3 or 6 digits only.
@@ -41,7 +45,10 @@ _OTHER_SPLIT = "Name one of those splits, or import with a split column."
 
 
 class SampleRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One sample. Paths are relative to `REC/files`; digests are SHA-256 of the files' bytes."""
+    """One sample. Paths are relative to `REC/files`; digests are SHA-256 of the files' bytes.
+
+    In split "train" the label may be empty (`UNLABELLED`).
+    """
 
     sample_id: str
     image: str
@@ -264,7 +271,19 @@ def _read_rows(path: Path) -> Iterator[SampleRow]:
         for relative in (row.image, row.sensor, row.mask):
             if relative is not None and not is_safe_relative(relative):
                 raise _broken(f"{path}, line {number}", f"path '{relative}' outside the recording")
+        refuse_unlabelled(row, f"{path}, line {number}")
         yield row
+
+
+def refuse_unlabelled(row: SampleRow, where: str) -> None:
+    """Refuse an unlabelled part of a split that something is measured on. Raises InputError."""
+    if row.label == UNLABELLED and row.split != UNLABELLED_SPLIT:
+        raise InputError(
+            where=where,
+            expected=f"a label, for only parts of split '{UNLABELLED_SPLIT}' may go without one",
+            found=f"'{row.sample_id}' of split '{row.split}' without a label",
+            do=f"Label it, move it to split '{UNLABELLED_SPLIT}', or take its row out.",
+        )
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.readings import longest_run, stuck_from
-from edge.recording.format import SampleRow
+from edge.recording.format import UNLABELLED, SampleRow
 from edge.sample import Channel
 
 KINDS = (  # in the order in which they are shown: what spoils a measurement first
@@ -125,7 +125,7 @@ def oddities_of_rows(
             if row.sensor is None:
                 yield Oddity("missing sensor", "no sensor window was paired", (row.sample_id,))
     for row in rows:
-        if row.label not in classes:
+        if row.label not in (*classes, UNLABELLED):
             yield Oddity("unknown label", f"'{row.label}' is no class", (row.sample_id,))
     yield from _parts_in_two_splits(rows)
     yield from _duplicates(rows)
@@ -146,7 +146,7 @@ def _duplicates(rows: Sequence[SampleRow]) -> Iterator[Oddity]:
             if len(members) < 2:
                 continue
             splits = sorted({row.split for row in members})
-            labels = sorted({row.label for row in members})
+            labels = sorted({row.label for row in members} - {UNLABELLED})
             detail = f"the same {what} in {len(members)} samples"
             detail += f", labelled {' and '.join(labels)}" if len(labels) > 1 else ""
             detail += f", in {' and '.join(splits)}" if len(splits) > 1 else ""

@@ -3,6 +3,8 @@
 Samples that share a part, or an image with the same bytes, form one group and stay in one split:
 else a model would be measured on what it was trained on. Sensor files do not join samples, for a
 dead sensor gives the same bytes everywhere; `oddities` reports them.
+
+A group that holds an unlabelled sample goes to `train` whole: nothing can be measured on it.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from edge.artefact import digest_of_bytes
+from edge.recording.format import UNLABELLED, UNLABELLED_SPLIT
 
 SHARES = {"train": 0.60, "val": 0.15, "test": 0.25}
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """What decides where a sample goes: its label, its part, and the digest of its image."""
+    """What decides where a sample goes: its label (empty: none), its part, its image's digest."""
 
     label: str
     part_id: str
@@ -56,7 +59,8 @@ def _filled(counts: dict[str, Counter[str]], seed: int) -> dict[str, str]:
     have = {split: Counter[str]() for split in SHARES}
     chosen: dict[str, str] = {}
     order = seeded_order(list(counts), seed)
-    order.sort(key=lambda name: -sum(counts[name].values()))
+    # Unlabelled groups first: they have no choice, and the others make up for what they bring.
+    order.sort(key=lambda name: (not counts[name][UNLABELLED], -sum(counts[name].values())))
     for name in order:
         lacking = {
             split: sum(
@@ -66,6 +70,8 @@ def _filled(counts: dict[str, Counter[str]], seed: int) -> dict[str, str]:
             for split, share in SHARES.items()
         }
         split = max(lacking, key=lambda split: lacking[split])
+        if counts[name][UNLABELLED]:
+            split = UNLABELLED_SPLIT
         have[split].update(counts[name])
         chosen[name] = split
     return chosen
@@ -81,8 +87,9 @@ def _give_normals(
             if counts[name][normal]:
                 holders[chosen[name]].append(name)
         richest = max(holders.values(), key=len)
-        if not holders[split] and len(richest) > 1:
-            chosen[min(richest, key=lambda name: sum(counts[name].values()))] = split
+        movable = [name for name in richest if not counts[name][UNLABELLED]]
+        if not holders[split] and len(richest) > 1 and movable:
+            chosen[min(movable, key=lambda name: sum(counts[name].values()))] = split
 
 
 def _groups_of(samples: Sequence[Grouped]) -> dict[str, list[int]]:

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from edge.artefact import digest_of_file
 from edge.errors import InputError
-from edge.recording.format import Recording, SampleRow, nanoseconds_of, read_pixels, read_readings
+from edge.recording.format import (
+    UNLABELLED,
+    Recording,
+    SampleRow,
+    nanoseconds_of,
+    read_pixels,
+    read_readings,
+)
 from edge.recording.oddities import (
     EXPECTED_SPLITS,
     Oddity,
@@ -24,6 +31,8 @@ from edge.recording.oddities import (
 )
 from edge.recording.track import Track
 from edge.sample import Channel
+
+_NO_LABEL = "unlabelled"  # what samples without a label are counted as
 
 
 class ChannelRange(msgspec.Struct, frozen=True):
@@ -47,7 +56,7 @@ class Survey(msgspec.Struct, frozen=True):
     samples: int
     parts: int
     classes: tuple[str, ...]
-    counts: dict[str, dict[str, int]]  # split -> label -> samples
+    counts: dict[str, dict[str, int]]  # split -> label ("unlabelled": none) -> samples
     image_sizes: dict[str, int]  # "640x480" (width x height) -> images
     masks: int
     windows: int
@@ -179,7 +188,7 @@ class _Walk:
         defective = bool(pixels.any())
         if defective and row.label == self.recording.normal_class:
             self._note("defect mask on a normal part", row, mask, f"label {row.label}")
-        if not defective and row.label != self.recording.normal_class:
+        if not defective and row.label not in (self.recording.normal_class, UNLABELLED):
             self._note("empty defect mask", row, mask, f"label {row.label}")
 
     def _visit_window(self, row: SampleRow, sensor: str) -> None:
@@ -207,9 +216,9 @@ class _Walk:
 
 
 def _counts_of(rows: Sequence[SampleRow], recording: Recording) -> dict[str, dict[str, int]]:
-    counts = Counter((row.split, row.label) for row in rows)
+    counts = Counter((row.split, row.label or _NO_LABEL) for row in rows)
     labels = [*recording.header.classes]
-    labels += sorted({row.label for row in rows} - set(labels))
+    labels += sorted({row.label or _NO_LABEL for row in rows} - set(labels))
     splits = sorted(recording.splits, key=lambda split: (*EXPECTED_SPLITS, split).index(split))
     return {split: {label: counts[split, label] for label in labels} for split in splits}
 

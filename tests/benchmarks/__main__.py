@@ -1,6 +1,6 @@
 """`make bench`: measure what the README states, on this machine, and print it with ratios.
 
-    python -m tests.benchmarks                     everything, about 45 minutes
+    python -m tests.benchmarks                     everything, about two and a half hours
     python -m tests.benchmarks fleet drain         some of them
     python -m tests.benchmarks --quick             a look at each, for who changes a benchmark
     python -m tests.benchmarks --out figures.json  and all figures as JSON
@@ -47,10 +47,20 @@ BENCHMARKS = {
     ),
     "comparison": Benchmark("beside the plain loop and Node-RED", 10),
     "outbox": Benchmark("records made durable", 1),
+    "augment": Benchmark("a copy of a training part", 0.5),
     "pairing": Benchmark("windows cut, resampled and checked", 0.5),
     "drain": Benchmark("an hour of records, drained", 5, {"records": 10_000}),
     "fleet": Benchmark("500 stations on one broker", 6),
+    "adapt": Benchmark("a student of one simulated line taken to another", 40),
     "ballscrew": Benchmark("the figures on real images", 9),
+    "loop_overhead": Benchmark("the training loop beside bare steps", 2),
+    "targets_read": Benchmark("reading targets beside the step they feed", 1),
+    "big_step": Benchmark("one training step of 600m: does it fit", 5),
+    "large_compile": Benchmark("600m and 600m-sparse through NVIDIA's builder", 8),
+    "distilled": Benchmark("a student of teacher and labels, and of labels alone", 40),
+    "students": Benchmark("the students beside each other", 50),
+    "int8_forms": Benchmark("what INT8 and INT4 do to verdicts and to size", 25),
+    "gate": Benchmark("what the gate of windowed attention costs and gives", 40),
 }
 
 

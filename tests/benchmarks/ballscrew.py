@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from device_agents.inspector.engine import engine_from_bundle
+from device_agents.engine.load import engine_from_bundle
 from distill.checkpoint import scorer_from_run
 from edge.bundle import Bundle
 from edge.prepare import model_inputs

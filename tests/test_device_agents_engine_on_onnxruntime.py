@@ -1,4 +1,4 @@
-"""The engine: what was asked for is what runs, and the file is the spec's model."""
+"""The engine on onnxruntime: what was asked for runs, and the file is the spec's model."""
 
 import msgspec
 import numpy as np
@@ -8,10 +8,12 @@ import pytest
 from onnx import TensorProto, helper
 from small_station import BAD, CHANNELS, GOOD, READINGS, SIZE, spec_of, write_bundle, write_model
 
-from device_agents.inspector.engine import (
+from device_agents.engine.load import engine_from_bundle
+from device_agents.engine.on_onnxruntime import (
     PROVIDERS,
+    _cuda_options,
+    _refuse_other_options,
     default_threads,
-    engine_from_bundle,
     engine_from_onnx,
 )
 from edge.bundle import INT8_FILE, Bundle
@@ -65,13 +67,12 @@ def test_model_of_another_spec_is_refused_by_the_tensor_that_differs(tmp_path, c
         engine_from_onnx(tmp_path / "model.onnx", other)
 
 
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_provider_that_is_absent_stops_instead_of_falling_back(tmp_path, provider):
-    if PROVIDERS[provider] in onnxruntime.get_available_providers():
-        pytest.skip(f"this machine has {provider}")
+def test_provider_that_is_absent_stops_instead_of_falling_back(tmp_path):
+    if PROVIDERS["cuda"] in onnxruntime.get_available_providers():
+        pytest.skip("this machine's onnxruntime has CUDA")
     write_model(tmp_path / "model.onnx", spec_of())
-    with pytest.raises(MachineError, match=f"{PROVIDERS[provider]}, found only cpu"):
-        engine_from_onnx(tmp_path / "model.onnx", spec_of(), provider)
+    with pytest.raises(MachineError, match="CUDAExecutionProvider, found only cpu"):
+        engine_from_onnx(tmp_path / "model.onnx", spec_of(), "cuda")
 
 
 def test_unknown_provider_and_form_name_the_nearest(tmp_path):
@@ -188,3 +189,62 @@ def test_engine_of_one_place_scores_batches_of_one(tmp_path):
     with engine_from_onnx(tmp_path / "model.onnx", spec_of(), threads=1) as engine:
         [scores] = engine.score_batch([shaken(80, 0.0)])
     assert scores.anomaly_score == pytest.approx(80 / 255)
+
+
+def test_split_adds_up_to_a_run_and_onnxruntime_waits_for_nobody(tmp_path):
+    write_model(tmp_path / "model.onnx", spec_of())
+    with engine_from_onnx(tmp_path / "model.onnx", spec_of(), threads=1) as engine:
+        split = engine.split([shaken(80, 0.0)])
+    assert split.copy_ms > 0
+    assert split.compute_ms > 0
+    assert split.wait_ms is None
+
+
+def test_inputs_and_outputs_stay_where_they_were_bound(tmp_path):
+    """A captured cuda_graph reads and writes fixed addresses; on the CPU it can be looked at."""
+    write_model(tmp_path / "model.onnx", spec_of())
+    with engine_from_onnx(tmp_path / "model.onnx", spec_of(), threads=1) as engine:
+        places = {name: value.data_ptr() for name, value in engine._bound.items()}
+        first = engine.score(shaken(GOOD, 0.0))
+        again = engine.score(shaken(BAD, 1.0))
+        assert {name: value.data_ptr() for name, value in engine._bound.items()} == places
+    assert first.anomaly_score == pytest.approx(GOOD / 255, abs=1e-6)
+    assert first.embedding == pytest.approx([GOOD / 255] * 2), "a later run changes no scores"
+    assert again.anomaly_score == pytest.approx(BAD / 255 + 0.1, abs=1e-6)
+
+
+def test_inputs_of_another_kind_are_never_converted_in_silence(tmp_path):
+    write_model(tmp_path / "model.onnx", spec_of())
+    wrong = {**shaken(GOOD, 0.0), "image": np.zeros((1, SIZE, SIZE, 3), np.float32)}
+    with (
+        engine_from_onnx(tmp_path / "model.onnx", spec_of(), threads=1) as engine,
+        pytest.raises(AssertionError),
+    ):
+        engine.score(wrong)
+
+
+def test_option_that_the_provider_did_not_take_is_an_error(tmp_path):
+    write_model(tmp_path / "model.onnx", spec_of())
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    with pytest.raises(MachineError, match="enable_cuda_graph = 1, found enable_cuda_graph = None"):
+        _refuse_other_options(session, PROVIDERS["cpu"], {"enable_cuda_graph": "1"})
+
+
+def test_arena_of_cuda_is_bounded_by_the_weights_beside_the_file_too(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(bytes(1000))
+    (tmp_path / "m.onnx.data").write_bytes(bytes(5000))
+    options = _cuda_options(tmp_path / "m.onnx", cuda_graph=False)
+    assert options["gpu_mem_limit"] == str((512 << 20) + 2 * 6000)
+    assert options["enable_cuda_graph"] == "0"
+    assert _cuda_options(tmp_path / "m.onnx", cuda_graph=True)["enable_cuda_graph"] == "1"
+
+
+def test_broken_file_prints_nothing_and_is_not_tried_twice(tmp_path, capfd):
+    """Asked to fall back, onnxruntime says so on standard output, where our JSON lines go."""
+    write_model(tmp_path / "model.onnx", spec_of())
+    content = (tmp_path / "model.onnx").read_bytes()
+    for broken in (content.replace(b"MatMul", b"MatMu\xe5"), content[:-40], b"\xff" * 50):
+        (tmp_path / "model.onnx").write_bytes(broken)
+        with pytest.raises(InputError):
+            engine_from_onnx(tmp_path / "model.onnx", spec_of())
+    assert capfd.readouterr().out == ""

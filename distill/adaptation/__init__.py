@@ -1,0 +1,1 @@
+"""Adaptation: a run taken to another line by few of its weights."""

@@ -1,0 +1,138 @@
+"""Where a run lives: `RUN.unfinished` while it is under way, `RUN` when it is done."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from distill.checkpoint import RECORD_FILE
+from distill.recipe import Recipe, Stage
+from distill.targets.folder import INDEX_FILE
+from distill.training.saved_state import Position, SavedStates
+from edge.artefact import check_free, new_file
+from edge.errors import InputError
+
+RECIPE_FILE = "recipe.json"
+_STATE_FOLDER = "state"
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Where a run comes from, where it goes, and where it lives until it is done."""
+
+    final: Path
+    targets: Path | None = None  # None: inside the run
+    init_from: Path | None = None  # public weights that the student starts from
+    learns_from: str = ""  # names the recording, and the run that is adapted: a resume's must be so
+
+    @property
+    def unfinished(self) -> Path:
+        """The folder of a run that is under way."""
+        return self.final.with_name(self.final.name + ".unfinished")
+
+    @property
+    def states(self) -> SavedStates:
+        """What a resume goes on from."""
+        return SavedStates(self.unfinished / _STATE_FOLDER)
+
+    def targets_of(self, stage: Stage) -> Path:
+        """Return the folder of one stage's targets."""
+        return (self.targets or self.unfinished / "targets") / stage.name
+
+
+def make_room(folders: RunFolders, recipe: Recipe, *, resume: bool, force: bool) -> None:
+    """Check the way to the output before any work, and clear it where `force` says so."""
+    check_free(folders.final, force=force, mark=RECORD_FILE)
+    if folders.targets is not None:
+        _refuse_foreign(folders.targets)
+    noted = folders.unfinished / RECIPE_FILE
+    if folders.unfinished.exists() and not resume:
+        if not force and any(p.name != RECIPE_FILE for p in folders.unfinished.iterdir()):
+            raise InputError(
+                where=folders.unfinished,
+                expected="no unfinished run",
+                found="one that was stopped",
+                do="Say --resume to go on with it, or --force to begin again.",
+            )
+        shutil.rmtree(folders.unfinished)
+    if resume and not noted.is_file():
+        raise InputError(
+            where=folders.unfinished,
+            expected="an unfinished run to resume",
+            found="none",
+            do="Leave out --resume to begin one.",
+        )
+    if resume and noted.read_bytes() != _beginning(folders, recipe):
+        raise InputError(
+            where=folders.unfinished,
+            expected="the recording and the options that the run began with",
+            found="another recording, recipe, run, --set, --teacher or --init-from",
+            do="Resume with the very same command, or begin again with --force.",
+        )
+
+
+def _refuse_foreign(targets: Path) -> None:
+    """Refuse to put targets among other things, such as into a recording."""
+    if not targets.exists():
+        return
+    inside = list(targets.iterdir()) if targets.is_dir() else [targets]
+    other = [path.name for path in inside if not (path / INDEX_FILE).is_file() and not _empty(path)]
+    if other:
+        raise InputError(
+            where=targets,
+            expected="a folder of targets, or one that is new or empty",
+            found=f"'{min(other)}' in it",
+            do="Name another --targets folder.",
+        )
+
+
+def _empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def begin(folders: RunFolders, recipe: Recipe) -> None:
+    """Make the folder of the unfinished run; it says which recipe a resume must have."""
+    folders.unfinished.mkdir(parents=True, exist_ok=True)
+    with new_file(folders.unfinished / RECIPE_FILE, force=True) as partial:
+        partial.write_bytes(_beginning(folders, recipe))
+
+
+def refuse_unshared(folders: RunFolders) -> None:
+    """Refuse a machine that does not see what the main process's machine wrote. InputError."""
+    if not (folders.unfinished / RECIPE_FILE).is_file():
+        raise InputError(
+            where=folders.unfinished,
+            expected="the run's folder, which the main process has just made",
+            found="nothing, on a machine that should share it",
+            do="Put --out (and --targets) on a disk that all machines see by the same path.",
+        )
+
+
+def finish(folders: RunFolders) -> None:
+    """Give the run its name; then drop what only a resume needs, for until then one may come."""
+    if folders.final.exists():
+        shutil.rmtree(folders.final)
+    folders.unfinished.rename(folders.final)
+    shutil.rmtree(folders.final / _STATE_FOLDER, ignore_errors=True)
+    (folders.final / RECIPE_FILE).unlink(missing_ok=True)
+
+
+def saved_text(folders: RunFolders, recipe: Recipe) -> str:
+    """Say how much of an unfinished run is saved."""
+    position = folders.states.newest() or Position()
+    stages = recipe.all_stages()
+    if position.stage == len(stages):
+        return "all of the training is saved"
+    if not position.step:
+        return f"stage '{stages[position.stage].name}' had not begun"
+    return f"{position.step} steps of stage '{stages[position.stage].name}' are saved"
+
+
+def _beginning(folders: RunFolders, recipe: Recipe) -> bytes:
+    """What a resumed run must have in common with the one that was stopped."""
+    start = None if folders.init_from is None else str(folders.init_from.resolve())
+    said = {"recipe": recipe, "init_from": start, "learns_from": folders.learns_from}
+    return msgspec.json.encode(said)

@@ -1,0 +1,108 @@
+"""Forms are made, judged as files, and INT8 gives layers back until its budget holds."""
+
+import copy
+
+import pytest
+import torch
+from export_stand_in import TorchScorer, small_recording, spec_of, trained_student
+
+from device_agents.engine.on_onnxruntime import engine_from_onnx
+from edge.errors import AnswerIsNo, InputError
+from export import parity
+from export.calibration import calibration_set
+from export.forms import Int8Choices, Trial, fastest_within_budget, made_forms, refuse_fp8
+from export.judge import judged_by
+from export.onnx_graph import fp32_onnx_from_student
+
+SPEC = spec_of()
+
+
+def trial_of(student, folder):
+    rows = small_recording().rows_in("val")
+
+    def judge(scorer, name):
+        return judged_by({name: scorer}, small_recording(), rows)[name]
+
+    return Trial(
+        folder,
+        student,
+        calibration_set(small_recording(), SPEC, samples=32),
+        kept_float=("heads",),
+        reference=judge(TorchScorer(student, SPEC), "checkpoint"),
+        load=lambda path: engine_from_onnx(path, SPEC),
+        judge=judge,
+    )
+
+
+@pytest.fixture
+def spoilt():
+    """One hidden channel of block 0 stands at 5000, read by no output: INT8 is coarse there."""
+    student = copy.deepcopy(trained_student())
+    with torch.no_grad():
+        student.blocks[0].up.bias[7] += 5000.0
+        student.blocks[0].down.weight[:, 7] = 0.0
+    return student
+
+
+def test_bad_layer_goes_back_to_float_and_stands_in_the_record(spoilt, tmp_path, monkeypatch):
+    strict = parity.Budget(score_error=0.03, flip_rate=0.002, auroc_difference=0.001)
+    monkeypatch.setitem(parity.BUDGETS, parity.ONNX_INT8, strict)
+    trial = trial_of(spoilt, tmp_path)
+    (form,) = made_forms(trial, "int8", Int8Choices(method="max", smooth=False))
+    made = form.quantisation
+    assert form.over == ()
+    assert "blocks.0.down" in made.returned
+    assert made.effects[0].layer == "blocks.0.down"
+    assert not set(made.returned) & set(made.layers)
+    assert len(made.returned) <= 2
+    assert fastest_within_budget([form], trial.reference) is form
+
+
+def test_budget_that_no_half_of_the_layers_reaches_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(parity.BUDGETS, parity.ONNX_INT8, parity.Budget(0.0, 0.0, 0.0))
+    trial = trial_of(trained_student(), tmp_path)
+    told = []
+    trial.say = told.append
+    forms = made_forms(trial, "int8", Int8Choices(method="max", smooth=False))
+    made = forms[0].quantisation
+    assert 0 < len(made.returned) <= (len(made.returned) + len(made.layers)) / 2
+    assert len(made.effects) == 9
+    assert any(line.startswith("  back to float: ") for line in told)
+    with pytest.raises(AnswerIsNo, match=r"a score differs by .*\(layers that move scores most: "):
+        fastest_within_budget(forms, trial.reference)
+
+
+def test_weights_in_int4_are_a_form_with_its_own_parity(tmp_path):
+    trial = trial_of(trained_student(), tmp_path)
+    (form,) = made_forms(trial, "int4-weights", Int8Choices())
+    assert form.parity.form == "onnx-int4-weights"
+    assert form.parity.samples == 48
+    assert form.score_ms > 0
+    assert (tmp_path / "model.int4.onnx").is_file()
+
+
+def test_half_the_bits_is_a_form_of_half_the_size(tmp_path):
+    trial = trial_of(trained_student(), tmp_path)
+    (form,) = made_forms(trial, "fp16", Int8Choices())
+    assert form.parity.form == "onnx-fp16"
+    assert form.over == ()
+    fp32_onnx_from_student(trial.student, SPEC, tmp_path / "model.fp32.onnx")
+    sizes = [(tmp_path / f"model.{name}.onnx").stat().st_size for name in ("fp16", "fp32")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_form_over_its_budget_is_passed_over_for_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(parity.BUDGETS, parity.ONNX_INT4, parity.Budget(0.0, 0.0, 0.0))
+    trial = trial_of(trained_student(), tmp_path)
+    (over,) = made_forms(trial, "int4-weights", Int8Choices())
+    (holds,) = made_forms(trial, "int8", Int8Choices(method="max", smooth=False))
+    assert over.over
+    assert fastest_within_budget([over, holds], trial.reference) is holds
+    with pytest.raises(AnswerIsNo, match="parity of onnx-int4-weights"):
+        fastest_within_budget([over], trial.reference)
+
+
+def test_fp8_is_refused_for_every_orin():
+    with pytest.raises(InputError, match=r"SM 8\.9, while every Orin has SM 8\.7"):
+        refuse_fp8("fp8")
+    refuse_fp8("int8")
