@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.errors import EdgeError
+from edge.cli.training import (
+    INTERRUPTED,
+    add_run_arguments,
+    read_once,
+    run_training,
+    tell_threshold,
+)
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from distill.checkpoint import RunRecord
+    from distill.journal.news import Journal
     from distill.recipe import Recipe
     from edge.recording.format import Recording
-
-_INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,15 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", required=True, metavar="NAME", help="a recipe's name, or a .toml file"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the new run")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one key of the recipe, such as train.epochs=5",
-    )
+    add_run_arguments(parser, out="RUN", example="train.epochs=5")
     parser.add_argument(
         "--teacher",
         dest="teachers",
@@ -58,54 +56,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out samples whose files cannot be read, and name them, instead of stopping",
     )
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    either.add_argument(
-        "--force", action="store_true", help="replace an existing run, or begin anew"
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, then say where the run is and what to do next."""
     from distill.dataset import without_unreadable
     from distill.train import distill
-    from distill.training.processes import accelerator_for, on_main
-    from distill.training.run_folders import RunFolders, make_room, saved_text
+    from distill.training.run_folders import RunFolders
     from edge.cli.progress import Progress, is_main_process
-    from edge.cli.training_display import journal_for
 
-    recipe, recording = _input(arguments)
+    recipe, recording = read_once(lambda: _input(arguments))
     folders = RunFolders(
         arguments.out, arguments.targets, arguments.init_from, learns_from=recording.digest()
     )
-    accelerator = accelerator_for(recipe.train)
-    room = {"resume": arguments.resume, "force": arguments.force}
-    on_main(accelerator, lambda: make_room(folders, recipe, **room))
-    try:
-        remarks: tuple[str, ...] = ()
+
+    def train(journal: Journal, accelerator: Accelerator) -> RunRecord:
+        readable, told = recording, ""
         if arguments.skip_unreadable:
-            recording, told = without_unreadable(recording, Progress)
-            remarks = (told,) if told else ()
-        journal = journal_for(folders.unfinished)
-        record = distill(recording, recipe, folders, Progress, journal, accelerator, remarks)
-    except KeyboardInterrupt:
-        if is_main_process():
-            print(
-                f"edge: stopped: {saved_text(folders, recipe)}. Go on with the same command and "
-                "--resume.",
-                file=sys.stderr,
-            )
-        return _INTERRUPTED
-    accelerator.end_training()
+            readable, told = without_unreadable(recording, Progress)
+        remarks = (told,) if told else ()
+        return distill(readable, recipe, folders, Progress, journal, accelerator, remarks)
+
+    record = run_training(arguments, folders, recipe, train)
+    if record is None:
+        return INTERRUPTED
     if is_main_process():
         _tell(record, arguments)
     return 0
 
 
 def _input(arguments: argparse.Namespace) -> tuple[Recipe, Recording]:
-    """Read recipe and recording. Of several processes, one says what is wrong with them."""
+    """Read recipe and recording."""
     from distill.recipe import load_recipe
-    from edge.cli.progress import is_main_process
     from edge.recording.format import Recording
 
     overrides = list(arguments.overrides)
@@ -113,23 +95,13 @@ def _input(arguments: argparse.Namespace) -> tuple[Recipe, Recording]:
         # A list of strings is written in TOML as it is in JSON.
         names = json.dumps(arguments.teachers, ensure_ascii=False)
         overrides.append(f"teacher.backbones={names}")
-    try:
-        return load_recipe(arguments.recipe, tuple(overrides)), Recording.open(arguments.recording)
-    except EdgeError as error:
-        if is_main_process():
-            raise
-        sys.exit(error.exit_status)
+    return load_recipe(arguments.recipe, tuple(overrides)), Recording.open(arguments.recording)
 
 
 def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:
-    rule = record.spec.rule
-    assert rule is not None
     counts = ", ".join(f"{count} {label}" for label, count in record.parts_by_label.items())
     print(f"{arguments.out}: student '{record.recipe.name}', distilled from {counts}")
-    print(
-        f"threshold {rule.threshold.value:.4f}, from {rule.threshold.normals} held-out normal "
-        f"parts under a false-alarm budget of {rule.threshold.false_alarm_budget:.2%}"
-    )
+    tell_threshold(record)
     for remark in record.remarks:
         print(f"note: {remark}")
     print(f"Measure it with: edge evaluate {arguments.out} {arguments.recording} --split test")
