@@ -58,6 +58,7 @@ EVENTS = {
     "inspected": "parts that came out of the loop with a decision",
     "image_only": "parts judged by the image alone, by the threshold for that",
     **{f"image_only_{kind}": f"of these: {why}" for kind, why in UNPAIRED.items()},
+    "frames_resized": "frames of another size than the bundle's, brought to it on the CPU first",
     "frames_lost": "frames that a camera or its pipeline lost before they came here",
     "sensor_gaps": "dropouts of a live sensor: times that readings were lost before they came here",
     "late_frames": "frames that came more than a part period after their time",

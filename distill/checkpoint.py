@@ -24,6 +24,7 @@ from distill.students.student import Student
 from edge.artefact import digest_of_file, new_file
 from edge.errors import InputError, MachineError
 from edge.model_spec import ModelSpec
+from edge.reference import Reference
 from edge.scorer import ModelInputs, Scores, scores_from_outputs
 
 SCHEMA = 2
@@ -63,6 +64,41 @@ class AdaptRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not_learned: tuple[str, ...]
 
 
+class Int8Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one layer reads in int8, or several layers that read the same."""
+
+    layers: tuple[str, ...]  # a Linear by its module's name, a batch of experts by its weight's
+    covered: float  # the magnitude that becomes 127
+
+
+class Int8Ranges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that is int8 in a student, with its ranges as they were calibrated."""
+
+    method: str  # by which ranges were read from the samples
+    samples: int  # of the training split
+    inputs: tuple[Int8Input, ...]
+
+
+class ScoreMovement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far INT8 moves the anomaly score of held-out parts from the float student's."""
+
+    samples: int
+    mean: float
+    largest: float
+
+
+class Int8Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of which run a run is the INT8 self, and what training it as such did."""
+
+    weights_digest: str  # of the run that taught it
+    recording_digest: str  # of the recording that that one was trained on
+    recipe: Recipe  # what it was trained by
+    calibrated: Int8Ranges  # before the first step
+    inputs: tuple[Int8Input, ...]  # with the ranges that it was trained with, for export
+    before: ScoreMovement  # in int8 by calibration alone
+    after: ScoreMovement  # trained
+
+
 class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything about a run that is not a weight."""
 
@@ -78,6 +114,8 @@ class RunRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remarks: tuple[str, ...]
     stages: tuple[StageRecord, ...] = ()
     adapted: AdaptRecord | None = None
+    int8: Int8Record | None = None
+    normals: Reference | None = None  # its normal training parts; None: none, or an older run
     schema: int = SCHEMA
 
 
@@ -133,10 +171,11 @@ def checkpoint_from_run(folder: Path) -> Checkpoint:
             found="other weights" if path.is_file() else "nothing",
             do="Copy the whole run folder again, or distil again.",
         )
-    student = Student(record.spec, record.recipe)
-    # Mapped, so that they are not in memory twice.
+    with torch.device("meta"):  # neither room nor random numbers for weights that the file has
+        student = Student(record.spec, record.recipe)
+    # Mapped, and taken as they lie: not in memory twice. Who changes them changes a copy.
     weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    student.load_state_dict(weights)
+    student.load_state_dict(weights, assign=True)
     return Checkpoint(student.eval(), record.spec, record.weights_digest, record.recording_digest)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -175,11 +176,20 @@ def training_parts(recording: Recording, recipe: Recipe) -> TrainingParts:
     return TrainingParts((_source_in(recording, recipe),), spec)
 
 
-def parts_of_stage(stage: Stage, own: TrainingParts, recipe: Recipe) -> TrainingParts:
-    """Return the parts that a stage learns from; `own` are those of the last one. InputError."""
+def parts_of_stage(
+    stage: Stage,
+    own: TrainingParts,
+    recipe: Recipe,
+    opened: Mapping[Path, Recording] | None = None,
+) -> TrainingParts:
+    """Return the parts that a stage learns from; `own` are those of the last one. InputError.
+
+    A recording that is among `opened`, by its folder, is taken as it is there.
+    """
     if not stage.recordings:
         return own
-    recordings = [Recording.open(folder) for folder in stage.recordings]
+    known = opened or {}
+    recordings = [known.get(folder) or Recording.open(folder) for folder in stage.recordings]
     return TrainingParts(tuple(_source_in(r, recipe) for r in recordings), own.spec)
 
 
@@ -262,7 +272,8 @@ def without_unreadable(recording: Recording, progress: Progress) -> tuple[Record
         return recording, ""
     named = "; ".join(skipped[:_SKIPPED_NAMED])
     rest = f"; and {len(skipped) - _SKIPPED_NAMED} more" * (len(skipped) > _SKIPPED_NAMED)
-    told = f"skipped {len(skipped)} of {len(recording.rows)} samples that cannot be read: "
+    told = f"skipped {len(skipped)} of {len(recording.rows)} samples of {recording.folder} that "
+    told += "cannot be read: "
     return Recording(recording.folder, recording.header, tuple(kept)), f"{told}{named}{rest}"
 
 

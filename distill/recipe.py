@@ -59,6 +59,7 @@ class TeacherRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_patches: Count  # patches of normal parts that the memory keeps
     memory_candidates: Count  # patches of normal parts that those are chosen from
     fit_parts: Annotated[int, Meta(ge=2)]  # parts that features and memory are fitted on, at most
+    runs: tuple[str, ...] = ()  # folders of trained runs, which judge in place of the memories
 
 
 class TargetsRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,6 +200,18 @@ class AdaptRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     few_shot_learning_rate: Positive
 
 
+class QuantizeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How `edge distill --quantize` trains the INT8 self of a run. The rest is as in `[train]`.
+
+    It has defaults, unlike the rest, because runs from before it was there are quantised too.
+    """
+
+    epochs: Count = 3
+    learning_rate: Positive = 0.000002  # more takes a self that begins so near further away
+    warmup_steps: Count = 10
+    learn_ranges: bool = True  # of activations; else they stay as calibrated
+
+
 class Stage(msgspec.Struct, frozen=True):
     """One stage as it is run, the last one too."""
 
@@ -209,6 +222,7 @@ class Stage(msgspec.Struct, frozen=True):
     learning_rate: float
     warmup_steps: int
     loss: LossRecipe
+    runs: tuple[str, ...] = ()  # that judge in place of the memories
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -226,6 +240,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: TrainRecipe
     adapt: AdaptRecipe
     threshold: ThresholdRecipe
+    quantize: QuantizeRecipe = QuantizeRecipe()
     stages: dict[str, StageRecipe] = msgspec.field(default_factory=dict)  # in order
 
     def all_stages(self) -> tuple[Stage, ...]:
@@ -244,7 +259,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
         train = self.train
         rates = (train.epochs, train.learning_rate, train.warmup_steps)
-        return (*earlier, Stage(LAST_STAGE, (), self.teacher.backbones, *rates, self.loss))
+        teacher = self.teacher
+        last = Stage(LAST_STAGE, (), teacher.backbones, *rates, self.loss, teacher.runs)
+        return (*earlier, last)
 
     def digest(self) -> str:
         """Return the SHA-256 of the recipe's content (64 hexadecimal digits)."""

@@ -27,6 +27,7 @@ from distill.dataset import (
     require_normal_parts,
     training_parts,
 )
+from distill.evaluation.reference import reference_of_training
 from distill.evaluation.thresholds import rule_for
 from distill.journal.news import AllOf, Journal
 from distill.recipe import Recipe, Stage
@@ -95,7 +96,7 @@ def _look_over(
     saved = folders.states.newest()
     if saved is None:
         planned = [
-            (folders.targets_of(stage), parts_of_stage(stage, own, recipe), stage)
+            (folders.targets_of(stage), parts_of_stage(stage, own, recipe, folders.opened), stage)
             for stage in recipe.all_stages()
         ]
         look_over(planned, recipe, fresh_student(own, recipe))
@@ -117,7 +118,7 @@ def _batches(  # noqa: PLR0913, PLR0917 (what targets depend on, where they go, 
     progress: Progress,
 ) -> Batches:
     """Compute a stage's targets, or find them on disk, and return what it is taught by."""
-    parts = parts_of_stage(stage, own, recipe)
+    parts = parts_of_stage(stage, own, recipe, folders.opened)
     targets = targets_in(folders.targets_of(stage), parts, recipe, stage, student, progress)
     return Batches(Copies(parts, recipe), targets, recipe, stage)
 
@@ -168,14 +169,20 @@ def _conclude(
         losses_by_epoch=position.losses_by_epoch,
         versions=package_versions(),
         remarks=(*position.remarks, *remarks),
-        stages=tuple(_record_of(stage, own, recipe) for stage in recipe.all_stages()),
+        stages=tuple(_record_of(stage, own, recipe, folders) for stage in recipe.all_stages()),
+        normals=reference_of_training(
+            StudentScorer(student, spec), own.recording, own.rows, progress
+        ),
     )
     write_run(folders.unfinished, student, record)
     finish(folders)
 
 
-def _record_of(stage: Stage, own: TrainingParts, recipe: Recipe) -> StageRecord:
-    recordings = [source.recording for source in parts_of_stage(stage, own, recipe).sources]
+def _record_of(
+    stage: Stage, own: TrainingParts, recipe: Recipe, folders: RunFolders
+) -> StageRecord:
+    parts = parts_of_stage(stage, own, recipe, folders.opened)
+    recordings = [source.recording for source in parts.sources]
     digests: dict[str, str] = {}
     for recording in recordings:
         name = recording.header.name

@@ -7,6 +7,7 @@ key and what was expected. Nothing is guessed and nothing is filled in later.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -24,6 +25,9 @@ else:  # Python 3.10 (JetPack 6) has no TOML reader of its own.
 S = TypeVar("S", bound=msgspec.Struct)
 _LARGEST_FILE_BYTES = 1 << 20
 _INTEGERS_END = 1 << 63
+_DOUBLED = re.compile(r"Cannot overwrite a value \(at (?:line (\d+)|end)")  # tomllib's words
+_KEY = re.compile(r"\s*([\w.\"'-]+)\s*=")
+_TABLE = re.compile(r"\s*\[+([^\[\]]+)\]+\s*(?:#.*)?$")
 _MISSING = "Object missing required field "
 _TOML_WORDS = ((" | null", ""), ("object", "table"), ("array", "list"), ("str", "string"))
 
@@ -67,9 +71,32 @@ def table_from_toml(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
         found = str(error)[:300]
+        if twice := _DOUBLED.search(found):
+            lines = content.decode("utf-8").split("\n")
+            raise _doubled_key(path, lines[: int(twice[1] or len(lines))]) from None
         raise InputError(
             where=path, expected="a TOML file", found=found, do="Mend the line it names."
         ) from None
+
+
+def _doubled_key(path: Path, lines: list[str]) -> InputError:
+    """Name the key whose second value ends the last of `lines`, and where its first one stands."""
+    table, seen, second = "", dict[str, int](), ("", len(lines), len(lines))
+    for number, line in enumerate(lines, start=1):
+        if header := _TABLE.match(line):
+            table, seen = f"{header[1].strip()}.", {}
+            second = (table[:-1], number, number)
+        elif key := _KEY.match(line):
+            first = seen.setdefault(key[1], number)
+            second = (table + key[1], first, number)
+    name, first, last = second
+    where = f"line {last}" if first == last else f"line {last}, after line {first}"
+    return InputError(
+        where=path,
+        expected="each key once",
+        found=f"'{name}' in {where}, where it has a value already",
+        do="Keep one of the two.",
+    )
 
 
 def struct_from_table(

@@ -9,7 +9,7 @@ from edge.verdict import DecisionRule
 
 
 class ImageInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The size in pixels that the model takes; frames are resized to it by `edge.prepare`."""
+    """A size in pixels."""
 
     height: int
     width: int
@@ -36,6 +36,10 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     It starts in the recipe and the recording, is frozen into the checkpoint, copied to the
     bundle's manifest, and compared with the engine's own tensors when a plan or an ONNX file is
     loaded. `classes[0]` is the normal class. `rule` is None only while a student is in training.
+
+    `image` is the size that the student looks at. A bundle's model may take whole frames, all of
+    the size `frame`, and bring them to `image` by itself (`export.resize`); without `frame` the
+    host does that, for frames of any size (`edge.prepare`).
     """
 
     name: str
@@ -47,6 +51,12 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding_size: int
     rule: DecisionRule | None = None
     batch: int = 1
+    frame: ImageInput | None = None
+
+    @property
+    def takes(self) -> ImageInput:
+        """The size of the image tensor."""
+        return self.frame or self.image
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Input tensors in order.
@@ -55,7 +65,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float32 [B, 2], 1 where (image, sensor) were measured and 0 where one is withheld. A model
         without a sensor has only `image`.
         """
-        image = TensorSpec("image", "uint8", (self.batch, self.image.height, self.image.width, 3))
+        image = TensorSpec("image", "uint8", (self.batch, self.takes.height, self.takes.width, 3))
         if self.sensor is None:
             return (image,)
         channels = len(self.sensor.channels)

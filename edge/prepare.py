@@ -29,7 +29,7 @@ def model_inputs(
     zero and its `present` flag is 0. Raises UnfitSample.
     """
     assert withhold in (None, *MODALITIES)
-    image = image_tensor(sample.frame.pixels, spec.image)
+    image = image_tensor(sample.frame.pixels, spec.takes)
     if spec.sensor is None:
         return {"image": image}
     window = None if withhold == "sensor" else sample.window
@@ -44,7 +44,11 @@ def model_inputs(
 
 
 def image_tensor(pixels: NDArray[np.uint8], size: ImageInput) -> NDArray[np.uint8]:
-    """Resize [H, W, 3] RGB pixels to uint8 [1, height, width, 3] (area-weighted, integer)."""
+    """Resize [H, W, 3] RGB pixels to uint8 [1, height, width, 3], where they are of another size.
+
+    By Pillow's triangle filter, as wide as the scale: the columns, then the rows, in whole grey
+    levels after each. `export.resize` writes the same into a graph that takes whole frames.
+    """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UnfitSample(
             where="frame",
@@ -54,10 +58,12 @@ def image_tensor(pixels: NDArray[np.uint8], size: ImageInput) -> NDArray[np.uint
         )
     if pixels.shape[:2] != (size.height, size.width):
         # Pillow's resampling is fixed-point integer arithmetic: the same bytes on every machine.
-        # `reducing_gap` first halves large frames by whole factors, at a third of the time.
-        picture = Image.fromarray(pixels).resize(
-            (size.width, size.height), Image.Resampling.BILINEAR, reducing_gap=2.0
-        )
+        # Pass by pass: which comes first in one call depends on the version (13 changed it). And no
+        # `reducing_gap`, which is quicker and another filter: a graph would have to follow it.
+        picture = Image.fromarray(pixels)
+        for wanted in ((size.width, picture.height), (size.width, size.height)):
+            if picture.size != wanted:
+                picture = picture.resize(wanted, Image.Resampling.BILINEAR)
         pixels = np.asarray(picture)
     return np.ascontiguousarray(pixels)[None]
 

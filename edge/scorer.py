@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.model_spec import ModelSpec
+from edge.verdict import Verdict, verdict_of
 
 ModelInputs = Mapping[str, NDArray[Any]]
 
@@ -82,4 +83,16 @@ def scores_from_outputs(outputs: Mapping[str, NDArray[Any]], row: int = 0) -> Sc
         anomaly_score=float(outputs["anomaly_score"][row]),
         anomaly_map=np.array(outputs["anomaly_map"][row], dtype=np.float32),
         embedding=np.array(outputs["embedding"][row], dtype=np.float32),
+    )
+
+
+def verdict_from(scores: Scores, inputs: ModelInputs, spec: ModelSpec) -> Verdict:
+    """Judge scores by the spec's rule; `inputs` tell whether the sensor was there."""
+    assert spec.rule is not None
+    return verdict_of(
+        scores.anomaly_score,
+        [float(score) for score in scores.class_scores],
+        spec.classes,
+        spec.rule,
+        sensor_present="present" in inputs and bool(inputs["present"][0, 1]),
     )

@@ -19,10 +19,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from torch import nn
 
+from distill.checkpoint import Int8Input
 from edge.bundle import FORM_FILES, LayerEffect, Parity, Quantisation
 from edge.errors import AnswerIsNo, InputError
+from edge.model_spec import ImageInput, ModelSpec
 from edge.scorer import ModelInputs, Scorer
 from export import onnx_file
 from export.calibration import CalibrationSet
@@ -42,6 +45,7 @@ from export.quantization.choices import (
 from export.quantization.int4 import int4_weights, linears_of
 from export.quantization.prepared import PreparedStudent, Unit, prepared_student
 from export.quantization.ranges import Method
+from export.quantization.trained_ranges import TRAINED, take_trained_ranges
 from export.quantize import int8_onnx_from_qdq
 
 FASTEST_FIRST = ("int8", "fp16", "int4-weights")
@@ -85,10 +89,17 @@ class Trial:
     reference: Sequence[Judged]  # what the checkpoint says of the held-out samples
     load: Callable[[Path], Scorer]  # what runs a file on this machine
     judge: Callable[[Scorer, str], list[Judged]]  # the held-out samples, by a scorer of this name
+    trained: tuple[Int8Input, ...] = ()  # ranges that the student was trained with; none: measured
+    frame: ImageInput | None = None  # the size of the frames that the files take whole
     say: Callable[[str], Any] = field(default=lambda _line: None)
     progress: Callable[[str], Callable[[Sequence[Any]], Iterable[Any]]] = field(
         default=lambda _title: lambda items: items
     )
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The contract of the files; the student's own is the calibration set's."""
+        return msgspec.structs.replace(self.calibration.spec, frame=self.frame)
 
 
 def refuse_fp8(precision: str) -> None:
@@ -132,15 +143,14 @@ def fastest_within_budget(forms: Sequence[Form], reference: Sequence[Judged]) ->
 def _form(trial: Trial, name: str, choices: Int8Choices) -> Form:
     if name == "int8":
         return _int8(trial, choices)
-    model = onnx_from_module(trial.student.eval(), trial.calibration.spec)
+    model = onnx_from_module(trial.student.eval(), trial.spec)
     if name == "int4-weights":
         layers = int4_weights(model, linears_of(trial.student, kept_float=trial.kept_float))
         trial.say(
             f"  {len(layers.quantised)} layers in int4, {len(layers.too_narrow)} of widths that "
-            "no block divides stay float"
+            "no block divides stay FP16"
         )
-    else:
-        model = half_precision(model)
+    model = half_precision(model)
     onnx_file.save(model, trial.folder / FORM_FILES[name])
     return judged_form(trial, name)
 
@@ -152,7 +162,7 @@ def _int8(trial: Trial, choices: Int8Choices) -> Form:
     returned: tuple[Unit, ...] = ()
     while True:
         qdq = prepared.converted(returned)
-        nodes = int8_onnx_from_qdq(qdq, prepared.spec, trial.folder / FORM_FILES["int8"])
+        nodes = int8_onnx_from_qdq(qdq, trial.spec, trial.folder / FORM_FILES["int8"])
         form = judged_form(trial, "int8", tuple(nodes))
         if not form.over or len(returned) == _most_returned(prepared):
             break
@@ -206,9 +216,16 @@ def _settled(trial: Trial, choices: Int8Choices) -> tuple[PreparedStudent, Measu
         convolutions=choices.convolutions,
         attention=choices.attention,
     )
-    _watch(trial, prepared)
+    trained = choices.method == "auto" and trial.trained
+    if trained:
+        take_trained_ranges(prepared, trained)
+        trial.say(f"  {len(trained)} ranges as trained with this student: none is measured")
+    else:
+        _watch(trial, prepared)
     spare = calibration.inputs_from(calibration.spare_rows)
     measure = Measure(prepared, _first(spare, measured_samples(trial.student)))
+    if trained:
+        return prepared, measure, _found(TRAINED, {}, {})
     methods: dict[Method, float] = {}
     if choices.method == "auto":
         methods = choose_method(prepared, measure)
@@ -221,13 +238,19 @@ def _settled(trial: Trial, choices: Int8Choices) -> tuple[PreparedStudent, Measu
         trial.say(f"  SmoothQuant: {_in_text(strengths)} log odds")
         if strength_of(strengths) > 0.0:
             _watch(trial, prepared)
-    found = {
-        "method": prepared.method,
+    return prepared, measure, _found(prepared.method, methods, strengths)
+
+
+def _found(
+    method: str, methods: dict[Method, float], strengths: dict[float, float]
+) -> dict[str, Any]:
+    """Return what the manifest says of the choices."""
+    return {
+        "method": method,
         "method_movements": {str(key): value for key, value in methods.items()},
         "smoothing": strength_of(strengths) if strengths else 0.0,
         "smoothing_movements": {f"{key:g}": value for key, value in strengths.items()},
     }
-    return prepared, measure, found
 
 
 def _watch(trial: Trial, prepared: PreparedStudent) -> None:
@@ -240,7 +263,8 @@ def _watch(trial: Trial, prepared: PreparedStudent) -> None:
 
 def judged_form(trial: Trial, name: str, int8_nodes: tuple[str, ...] = ()) -> Form:
     """Hold the file of a form against the checkpoint, on the held-out samples."""
-    few = trial.calibration.inputs_from(trial.calibration.spare_rows[:_TIMED_SAMPLES])
+    as_files_take_it = replace(trial.calibration, spec=trial.spec)
+    few = as_files_take_it.inputs_from(as_files_take_it.spare_rows[:_TIMED_SAMPLES])
     with trial.load(trial.folder / FORM_FILES[name]) as scorer:
         judged = trial.judge(scorer, name)
         score_ms = timed(scorer, few)

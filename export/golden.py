@@ -25,12 +25,13 @@ from edge.errors import AnswerIsNo, EdgeError
 from edge.model_spec import ModelSpec
 from edge.prepare import model_inputs
 from edge.recording.format import Recording, SampleRow
-from edge.scorer import Scorer
-from export.judge import Judged, verdict_from
+from edge.scorer import Scorer, verdict_from
+from export.judge import Judged
 
 GOLDEN_FOLDER = "golden"
 GOLDEN_SAMPLES = 8
 SCORE_TOLERANCE = 0.03
+_PIXEL_BYTES = 32 << 20  # of all golden frames: a bundle must not become a recording
 _CLEAR_LOG_ODDS = 0.25
 _HEADER_BYTES = 1024  # of one array in an .npz; numpy's is 128
 
@@ -44,11 +45,12 @@ def write_golden(
 ) -> tuple[GoldenSample, ...]:
     """Write golden samples under `folder/golden` and return their manifest entries.
 
-    `judged` is what `int8` made of `rows`, in the same order.
+    Of large frames there are fewer, but one of each decision at least. `judged` is what `int8`
+    made of `rows`, in the same order.
     """
     (folder / GOLDEN_FOLDER).mkdir()
     golden = []
-    for number, index in enumerate(_chosen(judged), start=1):
+    for number, index in enumerate(_chosen(judged, _each(int8.spec)), start=1):
         inputs = model_inputs(recording.read_sample(rows[index]), int8.spec)
         scores = int8.score(inputs)
         file = f"{GOLDEN_FOLDER}/{number:02d}.npz"
@@ -79,8 +81,14 @@ def golden_problems(bundle: Bundle, scorer: Scorer) -> list[str]:
     return problems
 
 
-def _chosen(judged: Sequence[Judged]) -> list[int]:
-    """Choose up to `GOLDEN_SAMPLES`, half of each decision, labels in turn, clear cases first."""
+def _each(spec: ModelSpec) -> int:
+    """Return how many golden samples of each decision there may be."""
+    frame_bytes = spec.takes.height * spec.takes.width * 3
+    return max(1, min(GOLDEN_SAMPLES, _PIXEL_BYTES // frame_bytes) // 2)
+
+
+def _chosen(judged: Sequence[Judged], each: int) -> list[int]:
+    """Choose up to `each` of each decision, labels in turn, clear cases first."""
     chosen: list[int] = []
     for decision in ("pass", "fail"):
         turns: dict[str, int] = {}
@@ -91,7 +99,7 @@ def _chosen(judged: Sequence[Judged]) -> list[int]:
                 turn = turns.get(one.verdict.label, 0)
                 turns[one.verdict.label] = turn + 1
                 ranked.append((distance < _CLEAR_LOG_ODDS, turn, index))
-        chosen += [index for _, _, index in sorted(ranked)[: GOLDEN_SAMPLES // 2]]
+        chosen += [index for _, _, index in sorted(ranked)[:each]]
     return sorted(chosen)
 
 

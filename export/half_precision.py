@@ -7,9 +7,10 @@ carry (`export.onnx_graph`), and by what flows in, never by a tolerance:
   of pixels and readings) or leads to nothing but FP32 (the last norms, the scores). Spectra and
   the relation's logarithms are of squares, which leave FP16's range; a router's choice is made by
   small differences; a head's product is small, and its output is the score.
-- FP16: every other product of a submodule, both sides of every Q/DQ pair with its scale, and what
-  such values flow through: residual adds, LayerNormalization (its mean and variance are FP32
-  inside, by its `stash_type`), the softmax of attention, which is fused in FP16 alone.
+- FP16: every other product of a submodule, both sides of every Q/DQ pair with its scale, what is
+  dequantised from weights in int8 or int4, and what such values flow through: residual adds,
+  LayerNormalization (its mean and variance are FP32 inside, by its `stash_type`), the softmax of
+  attention, which is fused in FP16 alone.
 
 Inputs and outputs keep the types of the spec. Converted where it lies: no tensor is held twice.
 """
@@ -29,6 +30,7 @@ from edge.errors import AnswerIsNo
 from export.onnx_file import without_weights
 
 FLOAT_MODULES = {
+    "resize": "grey levels are rounded from sums finer than FP16's",
     "frames": "spectra are of squares, which leave FP16's range",
     "relation": "logarithms of squares, which leave FP16's range",
     "router": "small differences choose the experts",
@@ -51,7 +53,7 @@ Precision = Literal["half", "float"]
 def half_precision(
     model: ModelProto, *, float_modules: Iterable[str] = FLOAT_MODULES
 ) -> ModelProto:
-    """Turn `model`, as `onnx_from_module` or the quantiser wrote it, to FP16 in place; return it.
+    """Turn `model`, of `onnx_from_module`, int8 or int4, to FP16 in place; return it.
 
     Raises AnswerIsNo naming the weights that FP16 cannot hold.
     """
@@ -192,7 +194,10 @@ class _Conversion:
             )
 
     def _halve_scales(self) -> None:
-        """Round the scales of weights to FP16, and the weights' codes for what it changed."""
+        """Round the scales of weights to FP16, and the weights' codes for what it changed.
+
+        Codes of int4 stay: even the finest scale changes by 1/32, which moves 7 by a quarter step.
+        """
         as_given: dict[str, NDArray[np.float32]] = {}  # several weights may share one scale
         for node in self._graph.node:
             if node.op_type in _QUANTISERS and node.input[1] in self._stored:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from edge.model_spec import ModelSpec
 from edge.prepare import model_inputs
 from edge.recording.format import Recording, SampleRow
-from edge.scorer import ModelInputs, Scorer, Scores
-from edge.verdict import Verdict, verdict_of
+from edge.scorer import Scorer, verdict_from
+from edge.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,3 @@ def judged_by(
                 )
             )
     return judged
-
-
-def verdict_from(scores: Scores, inputs: ModelInputs, spec: ModelSpec) -> Verdict:
-    """Judge scores by the spec's rule; `inputs` tell whether the sensor was there."""
-    assert spec.rule is not None
-    return verdict_of(
-        scores.anomaly_score,
-        [float(score) for score in scores.class_scores],
-        spec.classes,
-        spec.rule,
-        sensor_present="present" in inputs and bool(inputs["present"][0, 1]),
-    )

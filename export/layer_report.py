@@ -81,7 +81,7 @@ def compiled_layers(
     int8 = [node for node in wanted if any(k.computes_int8 for k in _from(kernels, node))]
     return CompiledLayers(
         kernels=len(kernels),
-        kernels_by_block=_kernels_by_block(kernels, _blocks_of(softmaxes)),
+        kernels_by_block=_kernels_by_block(model, kernels, _blocks_of(softmaxes)),
         int8=tuple(int8),
         not_int8={node: _in_words(_from(kernels, node)) for node in wanted if node not in int8},
         fused_attentions=tuple(fused),
@@ -147,17 +147,35 @@ def _blocks_of(softmaxes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(match.group(1) for match in found if match))
 
 
-def _kernels_by_block(kernels: Sequence[Kernel], blocks: Sequence[str]) -> dict[str, int]:
-    """Count kernels; one that ends a block and begins the next counts for the first of the two."""
-    counts = Counter(
-        next((block for block in blocks if any(_is_in(node, block) for node in kernel.nodes)), "")
-        for kernel in kernels
-    )
+def _kernels_by_block(
+    model: ModelProto, kernels: Sequence[Kernel], blocks: Sequence[str]
+) -> dict[str, int]:
+    """Count kernels where they begin: one that ends a block and begins the next is the first's.
+
+    So is one that ends the embedding and begins the first block: it is no block's.
+    """
+    place = {node: number for number, node in enumerate(_computed(model))}
+    counts: Counter[str] = Counter()
+    for kernel in kernels:
+        computed = [node for node in kernel.nodes if node in place]
+        begins = min(computed or kernel.nodes, key=lambda node: place.get(node, 0), default="")
+        counts[_block_of(begins, blocks)] += 1
     return {block: counts[block] for block in blocks}
 
 
-def _is_in(node: str, block: str) -> bool:
-    return node.startswith((f"{block}.", f"{block}/"))
+def _computed(model: ModelProto) -> Iterator[str]:
+    """Name the nodes that compute on what comes in, in order; not what makes other constants."""
+    known = {value.name for value in model.graph.input}
+    known -= {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if known.intersection(node.input):
+            known.update(node.output)
+            yield node.name
+
+
+def _block_of(node: str, blocks: Sequence[str]) -> str:
+    found = (block for block in blocks if node.startswith((f"{block}.", f"{block}/")))
+    return next(found, "")
 
 
 def _from(kernels: Sequence[Kernel], node: str) -> list[Kernel]:

@@ -3,27 +3,27 @@
 INT8's ranges are those of the calibration samples. Where these are of another light, another
 sensor or another part, the ranges are wrong for the line that the thresholds were set on, and the
 parity check, which judges parts of the same recording, would not see it. So both recordings'
-normal parts are described by the figures of the bundle's reference, and the middles are compared
-in deviations of the training's: the embedding alone is not enough, for a student that hardly looks
-at the image has an embedding that hardly changes with it.
+normal parts are described by the figures of a reference (a run keeps that of its own: see
+`RunRecord.normals`), and the middles are compared in deviations of the training's: the embedding
+alone is not enough, for a student that hardly looks at the image has an embedding that hardly
+changes with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from distill.evaluation.reference import normal_rows, reference_of
 from edge.errors import InputError
 from edge.recording.format import Recording, SampleRow
 from edge.reference import ChannelReference, Reference, Spread
 from edge.scorer import Scorer
-from export.reference import reference_of
 
 REFUSED_BEYOND = 4.0  # deviations
-COMPARED_PARTS = 128  # of each recording
 
 # A line that hardly varies would make any difference a large one: no deviation counts as less.
 _LEAST_LEVEL = 0.03  # of full scale: brightness, and shares of black and white pixels
@@ -44,31 +44,22 @@ class Difference:
         return f"{self.figure} {self.deviations:.1f}"
 
 
-def normal_rows(recording: Recording, rows: tuple[SampleRow, ...]) -> tuple[SampleRow, ...]:
-    """Return at most `COMPARED_PARTS` normal samples of `rows`, spread evenly over them."""
-    normal = [row for row in rows if row.label == recording.normal_class]
-    step = max(1, math.ceil(len(normal) / COMPARED_PARTS))
-    return tuple(normal[::step])
+def described(scorer: Scorer, recording: Recording, rows: Sequence[SampleRow]) -> Reference:
+    """Measure the normal ones among `rows` as the student sees them. InputError where none is."""
+    reference = reference_of(scorer, recording, normal_rows(recording, rows))
+    if reference is None:
+        raise InputError(
+            where=recording.folder,
+            expected="normal parts, which calibration and training are compared by",
+            found="none",
+            do=f"Add parts labelled '{recording.normal_class}' to its train split.",
+        )
+    return reference
 
 
-def differences_between(
-    scorer: Scorer,
-    training: tuple[Recording, tuple[SampleRow, ...]],
-    calibration: tuple[Recording, tuple[SampleRow, ...]],
-) -> tuple[Difference, ...]:
-    """Describe both recordings' rows as the student sees them; the largest difference first."""
-    described = []
-    for recording, rows in (training, calibration):
-        reference = reference_of(scorer, recording, normal_rows(recording, rows))
-        if reference is None:
-            raise InputError(
-                where=recording.folder,
-                expected="normal parts, which calibration and training are compared by",
-                found="none",
-                do=f"Add parts labelled '{recording.normal_class}' to its train split.",
-            )
-        described.append(reference)
-    found = _differences(described[0], described[1])
+def differences_between(training: Reference, calibration: Reference) -> tuple[Difference, ...]:
+    """Compare two descriptions by the same student; the largest difference first."""
+    found = _differences(training, calibration)
     return tuple(sorted(found, key=lambda difference: -difference.deviations))
 
 
@@ -115,5 +106,4 @@ def _between(figure: str, training: Spread, calibration: Spread, least: float) -
 
 
 def _span(channel: ChannelReference) -> float:
-
     return channel.high - channel.low

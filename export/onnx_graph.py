@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from edge.errors import InputError
 from edge.model_spec import ModelSpec, TensorSpec
 from export import onnx_file
+from export.resize import put_resize_first
 
 OPSET = 20
 LARGEST_BATCH = 64
@@ -36,27 +37,36 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 def fp32_onnx_from_student(student: nn.Module, spec: ModelSpec, path: Path) -> None:
     """Write the student, as trained, to `path`."""
-    onnx_file.save(onnx_from_module(student.eval(), spec), path)
+    onnx_file.save(onnx_from_module(student.eval(), spec, path), path)
 
 
-def onnx_from_module(module: nn.Module, spec: ModelSpec) -> ModelProto:
-    """Trace `module` into ONNX that takes and gives exactly the tensors of `spec`."""
+def onnx_from_module(module: nn.Module, spec: ModelSpec, path: Path | None = None) -> ModelProto:
+    """Trace `module` into ONNX that takes and gives exactly the tensors of `spec`.
+
+    A student looks at images of its own size; where the spec's model takes whole frames, their
+    resize comes before it. With `path`, the weights of a large one are written beside it at once.
+    """
+    student_spec = spec_of_student(spec)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            example_inputs(spec),
+            example_inputs(student_spec),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[tensor.name for tensor in spec.inputs()],
-            output_names=[tensor.name for tensor in spec.outputs()],
+            input_names=[tensor.name for tensor in student_spec.inputs()],
+            output_names=[tensor.name for tensor in student_spec.outputs()],
             external_data=False,
             optimize=True,
             verbose=False,
         )
     assert program is not None
+    if path is not None:
+        onnx_file.put_beside(program.model, path)
     model = program.model_proto
     _name_nodes_by_module(model)
     _strip_debugging(model)
+    if spec.frame is not None:
+        put_resize_first(model, spec)
     onnx_file.check(model)
     problems = tensor_problems(model, spec)
     assert not problems, problems  # the student broke its own spec: our bug, not a person's
@@ -69,6 +79,11 @@ def example_inputs(spec: ModelSpec) -> tuple[Tensor, ...]:
     return tuple(
         torch.ones(tensor.shape, dtype=getattr(torch, tensor.dtype)) for tensor in spec.inputs()
     )
+
+
+def spec_of_student(spec: ModelSpec) -> ModelSpec:
+    """Return the contract of the student in a model that may take whole frames."""
+    return msgspec.structs.replace(spec, frame=None)
 
 
 def spec_for_batch(spec: ModelSpec, batch: int) -> ModelSpec:

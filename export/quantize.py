@@ -11,34 +11,15 @@ from pathlib import Path
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
-from torch import nn
 
 from edge.errors import AnswerIsNo
 from edge.model_spec import ModelSpec
-from edge.scorer import ModelInputs
 from export import onnx_file
 from export.half_precision import half_precision
 from export.onnx_graph import onnx_from_module
-from export.quantization.prepared import QdqStudent, prepared_student
+from export.quantization.prepared import QdqStudent
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
-
-
-def qdq_from_student(
-    student: nn.Module,
-    spec: ModelSpec,
-    calibration: Iterable[ModelInputs],
-    *,
-    kept_float: Iterable[str] = (),
-    convolutions: bool = False,
-) -> QdqStudent:
-    """Watch the student on the calibration samples and write the ranges (max) into its graph.
-
-    `kept_float` names submodules of the student (heads, embeddings) whose layers stay float.
-    """
-    prepared = prepared_student(student, spec, kept_float=kept_float, convolutions=convolutions)
-    prepared.watch(calibration)
-    return prepared.converted()
 
 
 def int8_onnx_from_qdq(qdq: QdqStudent, spec: ModelSpec, path: Path) -> list[str]:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarks.int8_students import qdq_from_student
 from PIL import Image
 from torch import nn
 
 from device_agents.engine.on_onnxruntime import engine_from_onnx
+from distill.evaluation.reference import reference_of
 from edge.artefact import digest_of_file, new_folder
 from edge.bundle import FP32_FILE, INT8_FILE, CompileCheck
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
@@ -29,8 +31,7 @@ from export.judge import judged_by
 from export.onnx_graph import fp32_onnx_from_student
 from export.pack import Proof, bundle_from, provenance_of
 from export.parity import CHECKPOINT, ONNX_INT8, held_out_rows, parity_of
-from export.quantize import int8_onnx_from_qdq, qdq_from_student
-from export.reference import reference_of
+from export.quantize import int8_onnx_from_qdq
 
 SIZE, READINGS, WIDTH = 64, 256, 64
 CHANNELS = (Channel("drive_end", "g", 12000.0), Channel("fan_end", "g", 12000.0))

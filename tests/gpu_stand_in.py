@@ -187,72 +187,82 @@ class Cudart:
         return Status.cudaSuccess, ctypes.addressof(block)
 
 
+class ILogger:
+    ERROR, INTERNAL_ERROR = 1, 0
+
+
+class TensorIOMode(enum.Enum):
+    INPUT, OUTPUT = 1, 2
+
+
+class Context:
+    """What runs a plan: one pass is enqueued, and done where the stand-in of CUDA says."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.addresses, self.runs = engine, {}, 0
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        rt = self.engine.rt
+        assert stream in rt.live["stream"]
+        if rt.capturing is not None and not self.runs:
+            return False  # kernels are loaded in the first run, which a capture does not bear
+        self.runs += 1
+        rt.enqueue("plan", self.run_now)
+        return True
+
+    def run_now(self):
+        session = self.engine.session
+        names = [tensor.name for tensor in session.get_outputs()]
+        feeds = {tensor.name: self.at(tensor) for tensor in session.get_inputs()}
+        for tensor, value in zip(session.get_outputs(), session.run(names, feeds), strict=True):
+            self.at(tensor)[...] = value
+
+    def at(self, tensor):
+        kind = np.dtype(NUMPY_KINDS[tensor.type])
+        count = int(np.prod(tensor.shape))
+        memory = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(
+            self.addresses[tensor.name]
+        )
+        return np.frombuffer(memory, kind).reshape(tensor.shape)
+
+
+class Engine:
+    """What `tensorrt` makes of a plan; here, of an ONNX file's bytes."""
+
+    device_memory_size_v2 = 12_000_000
+
+    def __init__(self, rt: Cudart, content):
+        self.rt = rt
+        self.session = onnxruntime.InferenceSession(bytes(content))
+        self.tensors = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.num_io_tensors = len(self.tensors)
+
+    def _named(self, name):
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+    def get_tensor_name(self, index):
+        return self.tensors[index].name
+
+    def get_tensor_dtype(self, name):
+        return NUMPY_KINDS[self._named(name).type]
+
+    def get_tensor_shape(self, name):
+        return self._named(name).shape
+
+    def get_tensor_mode(self, name):
+        inputs = [tensor.name for tensor in self.session.get_inputs()]
+        return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
+
+    def create_execution_context(self):
+        return Context(self) if self.rt.room > 1000 else None
+
+
 def tensorrt_on(rt: Cudart):
     """A module like `tensorrt`, whose plans are ONNX files."""
-
-    class ILogger:
-        ERROR, INTERNAL_ERROR = 1, 0
-
-    class TensorIOMode(enum.Enum):
-        INPUT, OUTPUT = 1, 2
-
-    class Context:
-        def __init__(self, engine):
-            self.engine, self.addresses, self.runs = engine, {}, 0
-
-        def set_tensor_address(self, name, address):
-            self.addresses[name] = address
-            return True
-
-        def execute_async_v3(self, stream):
-            assert stream in rt.live["stream"]
-            if rt.capturing is not None and not self.runs:
-                return False  # kernels are loaded in the first run, which a capture does not bear
-            self.runs += 1
-            rt.enqueue("plan", self.run_now)
-            return True
-
-        def run_now(self):
-            session = self.engine.session
-            names = [tensor.name for tensor in session.get_outputs()]
-            feeds = {tensor.name: self.at(tensor) for tensor in session.get_inputs()}
-            for tensor, value in zip(session.get_outputs(), session.run(names, feeds), strict=True):
-                self.at(tensor)[...] = value
-
-        def at(self, tensor):
-            kind = np.dtype(NUMPY_KINDS[tensor.type])
-            count = int(np.prod(tensor.shape))
-            memory = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(
-                self.addresses[tensor.name]
-            )
-            return np.frombuffer(memory, kind).reshape(tensor.shape)
-
-    class Engine:
-        device_memory_size_v2 = 12_000_000
-
-        def __init__(self, content):
-            self.session = onnxruntime.InferenceSession(bytes(content))
-            self.tensors = [*self.session.get_inputs(), *self.session.get_outputs()]
-            self.num_io_tensors = len(self.tensors)
-
-        def _named(self, name):
-            return next(tensor for tensor in self.tensors if tensor.name == name)
-
-        def get_tensor_name(self, index):
-            return self.tensors[index].name
-
-        def get_tensor_dtype(self, name):
-            return NUMPY_KINDS[self._named(name).type]
-
-        def get_tensor_shape(self, name):
-            return self._named(name).shape
-
-        def get_tensor_mode(self, name):
-            inputs = [tensor.name for tensor in self.session.get_inputs()]
-            return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
-
-        def create_execution_context(self):
-            return Context(self) if rt.room > 1000 else None
 
     class Runtime:
         def __init__(self, logger):
@@ -260,7 +270,7 @@ def tensorrt_on(rt: Cudart):
 
         def deserialize_cuda_engine(self, content):
             try:
-                return Engine(content)
+                return Engine(rt, content)
             except Exception as error:
                 self.logger.log(ILogger.ERROR, f"no plan: {str(error)[:60]}")
                 return None

@@ -1,15 +1,18 @@
 """Small recordings made on the spot, and a recipe that trains on them in seconds."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from PIL import Image
 
+from distill.evaluation.evaluate import Evaluation, evaluation_from, measured_on
 from distill.recipe import Recipe, load_recipe
 from distill.train import distill
 from distill.training.run_folders import RunFolders, make_room
@@ -22,6 +25,7 @@ from edge.recording.format import (
     write_recording,
 )
 from edge.sample import Channel
+from edge.scorer import Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
 VIBRATION = (Channel("drive_end", "g", 12000.0), Channel("fan_end", "g", 12000.0))
@@ -87,12 +91,28 @@ def change_file(recording: Recording, row: SampleRow, kind: str, content: bytes)
     return path
 
 
+def changed_rows(recording: Recording, out: Path, change) -> Recording:
+    """A copy of a recording whose rows went through `change`; None drops a row."""
+    shutil.copytree(recording.folder, out)
+    path = out / "samples.jsonl"
+    rows = [change(msgspec.json.decode(line)) for line in path.read_bytes().splitlines()]
+    kept = b"\n".join(msgspec.json.encode(row) for row in rows if row is not None)
+    path.write_bytes(kept + b"\n")
+    return Recording.open(out)
+
+
 def distilled(recording: Recording, out: Path, recipe: Recipe | None = None):
     """Train and return the record."""
     recipe = recipe or quick_recipe()
     folders = RunFolders(out)
     make_room(folders, recipe, resume=False, force=False)
     return distill(recording, recipe, folders, silent)
+
+
+def evaluated(scorer: Scorer, recording: Recording, split: str) -> Evaluation:
+    """Measure a scorer on one split, as `edge evaluate` does."""
+    measured = measured_on(scorer, recording, split, silent)
+    return evaluation_from(measured, recording, scorer.spec)
 
 
 def edge(*words: object, **options) -> subprocess.CompletedProcess:

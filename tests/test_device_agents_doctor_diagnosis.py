@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from certificates import Authority, needs_openssl
 from live_pipelines import needs_gstreamer
+from orin_sysfs import write, write_orin
 from small_station import (
     BAD,
     CHANNELS,
     GOOD,
     READINGS,
+    SIZE,
     needs_mosquitto,
     spec_of,
     write_bundle,
@@ -28,10 +30,12 @@ from small_station import (
 )
 
 from device_agents.broker import MOSQUITTO_CONFIG, free_port, running_broker
+from device_agents.doctor import gpu as doctor_gpu
 from device_agents.doctor import machine as doctor_machine
 from device_agents.doctor.broker import look_at_broker
 from device_agents.doctor.checks import CHECKS
 from device_agents.doctor.diagnosis import Check, Finding, Patient, findings_of
+from device_agents.doctor.gpu import look_at_gpu, nvidia_gpu_in
 from device_agents.doctor.machine import (
     holder_of,
     look_at_agents,
@@ -52,6 +56,7 @@ from device_agents.status import write_status
 from edge.bundle import FP32_FILE, Bundle, GoldenSample, entries_of, write_manifest
 from edge.cli import main as cli
 from edge.messages import InspectorHealth, PublisherHealth
+from edge.model_spec import ImageInput
 from export.golden import golden_problems
 
 not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root is refused nothing: not shown here")
@@ -130,6 +135,7 @@ def with_bundle(patient):
 def test_good_station_is_well_and_nothing_is_left_behind(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(doctor_machine, "clock_is_synchronised", lambda: True)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(doctor_gpu, "nvidia_gpu_in", lambda: None)
     with running_broker(tmp_path / "broker") as broker:
         port = free_port()
         path = write_good(tmp_path / "s", broker.port)
@@ -429,6 +435,20 @@ def test_dark_frames_stretched_frames_and_dead_sensors_are_seen(with_bundle, tmp
     assert "another shape: it is stretched" in the_failure(look_at_sources, patient)
 
 
+def test_frames_of_another_size_than_the_bundles_are_a_warning_with_the_way_out(with_bundle):
+    frame = ImageInput(height=2 * SIZE, width=2 * SIZE)
+    spec = msgspec.structs.replace(spec_of(sensor=False), frame=frame)
+    with_bundle.bundle = SimpleNamespace(manifest=SimpleNamespace(spec=spec))
+    (finding,) = findings_of(with_bundle, [Check("x", look_at_sources)])
+    assert finding.outcome == "warn"
+    assert "the bundle is made for 32x32: each is resized to it first" in finding.said
+    assert "--frame 16x16" in finding.do
+    spec = msgspec.structs.replace(spec, frame=ImageInput(SIZE, SIZE))
+    with_bundle.bundle = SimpleNamespace(manifest=SimpleNamespace(spec=spec))
+    (finding,) = findings_of(with_bundle, [Check("x", look_at_sources)])
+    assert finding.outcome == "ok"
+
+
 def test_camera_that_is_not_there_is_a_failure_and_one_in_use_is_left_alone(with_bundle):
     with_bundle.bundle = SimpleNamespace(manifest=SimpleNamespace(spec=spec_of(sensor=False)))
     patient = source_of(with_bundle, recording=None, v4l2="/dev/video987")
@@ -557,3 +577,37 @@ def test_doctor_disturbs_no_publisher_and_leaves_nothing_retained(patient, tmp_p
         assert late.take_received() == []
         for link in (publisher, consumer, late):
             link.close()
+
+
+# The GPU.
+
+
+def test_gpu_is_seen_in_the_drivers_files_and_in_an_orins_device_tree(tmp_path):
+    assert nvidia_gpu_in(tmp_path) is None
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()  # the driver's door, there without any GPU
+    assert nvidia_gpu_in(tmp_path) is None
+    (tmp_path / "dev" / "nvidia0").touch()
+    assert nvidia_gpu_in(tmp_path) == "an NVIDIA GPU"
+    orin = write_orin(tmp_path / "orin")
+    assert nvidia_gpu_in(orin) == "the GPU of NVIDIA Jetson AGX Orin Developer Kit"
+    write(
+        tmp_path, "proc/driver/nvidia/gpus/0000:01:00.0/information", "IRQ: 1\nModel: \t RTX A2000"
+    )
+    assert nvidia_gpu_in(tmp_path) == "RTX A2000"
+
+
+def test_gpu_that_the_station_leaves_idle_is_a_warning_with_the_way_to_use_it(patient, monkeypatch):
+    monkeypatch.setattr(doctor_gpu, "nvidia_gpu_in", lambda: "the GPU of an Orin")
+    for installed, step in ((True, "edge build "), (False, "Install TensorRT")):
+        monkeypatch.setattr(doctor_gpu, "find_spec", lambda _, here=installed: here or None)
+        told = the_failure(look_at_gpu, patient)
+        assert told.startswith("warn: this machine has the GPU of an Orin, and model.provider is")
+        assert f"-> {step}" in told
+        assert "model.provider = 'tensorrt'" in told
+    assert outcomes(look_at_gpu, changed(patient, "model", provider="tensorrt")) == ["ok"]
+
+
+def test_machine_without_a_gpu_is_well_on_its_cpu(patient, monkeypatch):
+    monkeypatch.setattr(doctor_gpu, "nvidia_gpu_in", lambda: None)
+    assert outcomes(look_at_gpu, patient) == ["ok"]

@@ -233,10 +233,13 @@ def test_option_that_the_provider_did_not_take_is_an_error(tmp_path):
 def test_arena_of_cuda_is_bounded_by_the_weights_beside_the_file_too(tmp_path):
     (tmp_path / "m.onnx").write_bytes(bytes(1000))
     (tmp_path / "m.onnx.data").write_bytes(bytes(5000))
-    options = _cuda_options(tmp_path / "m.onnx", cuda_graph=False)
-    assert options["gpu_mem_limit"] == str((512 << 20) + 2 * 6000)
+    options = _cuda_options(tmp_path / "m.onnx", spec_of(), cuda_graph=False)
+    frames = 16 * SIZE * SIZE * 3
+    assert options["gpu_mem_limit"] == str((512 << 20) + 2 * 6000 + frames)
     assert options["enable_cuda_graph"] == "0"
-    assert _cuda_options(tmp_path / "m.onnx", cuda_graph=True)["enable_cuda_graph"] == "1"
+    assert (
+        _cuda_options(tmp_path / "m.onnx", spec_of(), cuda_graph=True)["enable_cuda_graph"] == "1"
+    )
 
 
 def test_broken_file_prints_nothing_and_is_not_tried_twice(tmp_path, capfd):

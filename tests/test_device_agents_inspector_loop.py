@@ -3,6 +3,7 @@
 import math
 from threading import Event
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from device_agents.station import station_from_toml
 from edge.bundle import INT8_FILE, Bundle, entries_of, write_manifest
 from edge.errors import InputError, MachineError
 from edge.messages import Inspection, decode
+from edge.model_spec import ImageInput
 
 
 def inspections_in(folder) -> list[Inspection]:
@@ -143,6 +145,22 @@ def test_grey_and_not_square_frames_of_any_size_are_taken(tmp_path):
     write_bundle(tmp_path / "bundle")
     write_station(tmp_path)
     assert run(tmp_path)["pass"] == 2
+
+
+def test_frames_of_another_size_than_the_bundles_are_judged_counted_and_told_of_once(
+    tmp_path, caplog
+):
+    recording = write_squares(tmp_path / "rec", [GOOD, BAD, GOOD], rate=200)
+    Image.new("RGB", (40, 24), (BAD, BAD, BAD)).save(recording.path_of(f"grey{BAD}.png"))
+    write_bundle(tmp_path / "bundle", msgspec.structs.replace(spec_of(), frame=ImageInput(24, 40)))
+    write_station(tmp_path)
+    with caplog.at_level("WARNING", logger="inspector"):
+        counters = run(tmp_path)
+    assert [i.decision for i in inspections_in(tmp_path)] == ["pass", "fail", "pass"]
+    assert counters["frames_resized"] == 2
+    told = [record.getMessage() for record in caplog.records if "resized" in record.getMessage()]
+    assert len(told) == 1
+    assert "source main: frames of 16x16, and the bundle is made for 40x24" in told[0]
 
 
 def test_lateness_is_counted_when_inference_cannot_keep_the_pace(tmp_path):

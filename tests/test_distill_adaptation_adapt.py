@@ -15,8 +15,10 @@ import torch
 from small_distillation import (
     VIBRATION,
     Order,
+    changed_rows,
     distilled,
     edge_command,
+    evaluated,
     here,
     quick_recipe,
     silent,
@@ -29,7 +31,6 @@ from distill.adaptation.order import FEW_SHOT_PARTS, AdaptOrder, order_for
 from distill.augment.copies import Copies
 from distill.checkpoint import HeldOut, RunRecord, checkpoint_from_run, read_record, scorer_from_run
 from distill.dataset import UNKNOWN
-from distill.evaluation.evaluate import evaluation_of
 from distill.recipe import StageRecipe
 from distill.students.relation import Relation
 from distill.training.processes import accelerator_for
@@ -62,16 +63,6 @@ def adapted(order: AdaptOrder, out: Path) -> RunRecord:
     return adapt(order, folders, silent, None, accelerator_for(order.recipe.train))
 
 
-def changed(recording: Recording, out: Path, change) -> Recording:
-    """A copy of a recording whose rows went through `change`; None drops a row."""
-    shutil.copytree(recording.folder, out)
-    path = out / "samples.jsonl"
-    rows = [change(msgspec.json.decode(line)) for line in path.read_bytes().splitlines()]
-    kept = b"\n".join(msgspec.json.encode(row) for row in rows if row is not None)
-    path.write_bytes(kept + b"\n")
-    return Recording.open(out)
-
-
 def test_an_adapted_run_is_an_ordinary_run_that_says_where_it_came_from(
     trained: Path, other_line: Recording, tmp_path: Path
 ):
@@ -91,6 +82,10 @@ def test_an_adapted_run_is_an_ordinary_run_that_says_where_it_came_from(
     assert record.adapted.recipe.loss.labels == before.recipe.loss.labels  # all classes were seen
     assert record.spec.classes == before.spec.classes
     assert record.spec.rule != before.spec.rule
+    assert record.normals is not None  # of this line's parts, for `edge export` to compare by
+    assert before.normals is not None
+    assert (record.normals.split, record.normals.samples) == ("train", 6)
+    assert record.normals.frame != before.normals.frame
     assert [stage.name for stage in record.stages] == ["line", "adapted"]
     assert sorted(p.name for p in (tmp_path / "run2").iterdir()) == sorted(
         p.name for p in trained.iterdir()
@@ -103,7 +98,7 @@ def test_an_adapted_run_is_an_ordinary_run_that_says_where_it_came_from(
     assert any("blocks" in name for name in moved)
     assert all(name.startswith("heads.") or "blocks." in name for name in moved)
     with scorer_from_run(tmp_path / "run2") as scorer:
-        assert evaluation_of(scorer, other_line, "test", silent).n == 18
+        assert evaluated(scorer, other_line, "test").n == 18
     traced = torch.export.export(student, example_inputs(record.spec), strict=False)
     assert set(traced.state_dict) <= set(old_weights)  # nothing of LoRA is left to export
 
@@ -142,7 +137,7 @@ def test_five_normal_parts_without_anything_held_out_are_enough_and_say_what_is_
         row.pop("sensor"), row.pop("sensor_digest")
         return {**row, "part_id": row["sample_id"]}
 
-    recording = changed(other_line, tmp_path / "five", five_normal)
+    recording = changed_rows(other_line, tmp_path / "five", five_normal)
     assert len(recording.rows) == 5
     record = adapted(order_for(trained, recording, QUICKLY), tmp_path / "run2")
     told = record.adapted
@@ -169,7 +164,7 @@ def test_a_label_that_the_run_does_not_know_teaches_that_a_part_is_not_normal_an
         return {**row, "label": "dent"} if row["label"] == "scratch" else row
 
     header = other_line.folder / "recording.json"
-    recording = changed(other_line, tmp_path / "dented", dented)
+    recording = changed_rows(other_line, tmp_path / "dented", dented)
     path = recording.folder / header.name
     table = msgspec.json.decode(path.read_bytes())
     path.write_bytes(msgspec.json.encode({**table, "classes": ["ok", "dent", "hum"]}))
@@ -196,8 +191,10 @@ def test_more_than_fifty_parts_are_adapted_to_the_ordinary_way(
             int(row["sample_id"].rpartition("_")[2]) < count
         ) else None  # fmt: skip
 
-    more = changed(other_line, tmp_path / "more", of_split_train(17))  # of each of three splits
-    fewer = changed(other_line, tmp_path / "fewer", of_split_train(16))
+    more = changed_rows(
+        other_line, tmp_path / "more", of_split_train(17)
+    )  # of each of three splits
+    fewer = changed_rows(other_line, tmp_path / "fewer", of_split_train(16))
     many, few = order_for(trained, more), order_for(trained, fewer)
     assert (many.part_count, few.part_count) == (51, 48)
     assert FEW_SHOT_PARTS == 50
@@ -233,6 +230,8 @@ def test_an_adaptation_killed_and_resumed_has_the_weights_of_the_unbroken_one(
     assert main([*map(str, words), "--out", str(broken), "--resume"]) == 0
     told = capsys.readouterr().out
     assert "5 parts, few-shot" in told
+    assert f"needs 32 samples to calibrate on, and {other_line.folder} has 18" in told
+    assert "--precision fp16 ships the run without any ranges" in told
     assert "not learned: class 'ok': 4 parts are too few to judge" in told
     assert "n = 6 normal, 12 others" in told
 
@@ -319,13 +318,13 @@ def test_a_recording_that_cannot_teach_this_run_is_refused(
     def split_or_label(row, **values):
         return {**row, **values}
 
-    defective = changed(
+    defective = changed_rows(
         other_line, tmp_path / "defective", lambda row: row if row["label"] != "ok" else None
     )
     assert "expected normal parts" in refusal_of(trained, defective)
-    few = changed(other_line, tmp_path / "few", lambda row: {**row, "part_id": "the one"})
+    few = changed_rows(other_line, tmp_path / "few", lambda row: {**row, "part_id": "the one"})
     assert "found 1 (counted by part_id)" in refusal_of(trained, few)
-    untaught = changed(other_line, tmp_path / "untaught", lambda row: {**row, "split": "test"})
+    untaught = changed_rows(other_line, tmp_path / "untaught", lambda row: {**row, "split": "test"})
     assert "split 'train'" in refusal_of(trained, untaught)
     channels = (VIBRATION[0], Channel("current", "A", 12000.0))
     foreign = small_recording(tmp_path / "foreign", Order(size=(32, 32), channels=channels))

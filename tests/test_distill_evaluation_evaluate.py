@@ -18,7 +18,7 @@ from edge.recording.format import Recording
 from edge.sample import Channel
 
 KEYS = ["n", "auroc", "auroc_by_label", "auroc_image_only", "auroc_sensor_only", "aupro",
-        "threshold", "escape_rate", "overkill_rate"]  # fmt: skip
+        "threshold", "escape_rate", "overkill_rate", "unknown_labels"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +84,45 @@ def test_a_split_that_is_not_there_is_refused(edge, trained: tuple[Recording, Pa
     assert "train, val, test" in said.stderr
 
 
-def test_a_label_the_model_does_not_know_is_refused(
+def test_a_defect_that_is_new_to_the_model_counts_as_not_normal_and_is_said(
     edge, trained: tuple[Recording, Path], tmp_path: Path
 ):
     _, run = trained
-    other = small_recording(tmp_path / "rec", Order(labels=("ok", "scratsh")))
+    other = small_recording(tmp_path / "rec", Order(labels=("ok", "scratsh", "dent")))
+    said = edge("evaluate", run, other.folder)
+    assert said.returncode == 0, said.stderr
+    assert "'scratsh' (6 samples) is no class of the model's: counted as not normal" in said.stderr
+    assert "Did you mean 'scratch'?" in said.stderr
+    assert "'dent' (6 samples)" in said.stderr
+    assert "  dent (no class of the model's)" in said.stdout
+    found = json.loads(edge("evaluate", run, other.folder, "--json").stdout)
+    assert found["unknown_labels"] == {"dent": 6, "scratsh": 6}
+    assert (found["escape_rate"]["n"], found["overkill_rate"]["n"]) == (12, 6)
+    assert sorted(found["auroc_by_label"]) == ["dent", "scratsh"]
+
+
+def test_normal_parts_may_be_called_otherwise_than_the_models_but_not_in_two_ways(
+    edge, trained: tuple[Recording, Path], tmp_path: Path
+):
+    _, run = trained
+    good = small_recording(tmp_path / "good", Order(labels=("good", "scratch")))
+    found = json.loads(edge("evaluate", run, good.folder, "--json").stdout)
+    assert (found["overkill_rate"]["n"], found["unknown_labels"]) == (6, {})
+    both = small_recording(tmp_path / "both", Order(labels=("ok", "OK ", "scratch")))
+    said = edge("evaluate", run, both.folder)
+    assert said.returncode == 2
+    assert "also 'OK ', whose parts would count as defects" in said.stderr
+
+
+def test_a_normal_class_that_is_a_defect_to_the_model_is_refused(
+    edge, trained: tuple[Recording, Path], tmp_path: Path
+):
+    _, run = trained
+    other = small_recording(tmp_path / "rec", Order(labels=("scratch", "ok")))
     said = edge("evaluate", run, other.folder)
     assert said.returncode == 2
-    assert "ok, scratch, hum" in said.stderr
-    assert "Did you mean 'scratch'?" in said.stderr
+    assert "'scratch' as the normal class, which is a defect to the model" in said.stderr
+    assert "--ok" in said.stderr
 
 
 def test_other_channels_are_refused(edge, trained: tuple[Recording, Path], tmp_path: Path):

@@ -176,7 +176,7 @@ def test_the_room_for_all_stages_together_is_looked_for_at_the_door(own, tmp_pat
     planned = [(tmp_path / "t" / name, parts, stage) for name in "ab"]
     with pytest.raises(MachineError, match=r"room for [\d,]+ bytes of targets") as caught:
         look_over(planned, recipe, Student(parts.spec, recipe))
-    per_part = 4 * 2 * (272 + 24 + 1) + 2 * 4  # stem, features, map; scores
+    per_part = 4 * 2 * (272 + 24 + 1) + 3 * 4  # stem, features, map; scores
     needed = int(caught.value.expected.split()[2].replace(",", ""))
     assert needed == pytest.approx(2 * 10_000_001 * len(parts) * per_part, rel=1e-3)
     assert not (tmp_path / "t").exists()
@@ -236,7 +236,7 @@ def test_with_a_share_of_labels_the_memory_is_made_of_those_parts_alone(tmp_path
     unlabelled = np.flatnonzero(np.isnan(parts.normal_N))
     assert 0 < len(unlabelled) < len(parts)
     assert len(batches.taught_N) == len(parts), "the others learn from the teachers"
-    soft_VNK = batches.targets.soft_labels
+    soft_VNK = batches.targets.soft_labels[:, 0]
     assert np.isfinite(soft_VNK).all()
     assert soft_VNK[:, unlabelled].max() < 1.0
     assert np.isfinite(batches.targets.map).all()

@@ -12,6 +12,7 @@ from small_distillation import (
     change_file,
     distilled,
     edge,
+    evaluated,
     here,
     quick_recipe,
     quick_words,
@@ -22,11 +23,10 @@ from transformers import Dinov2Config, Dinov2Model
 
 from distill.checkpoint import checkpoint_from_run, read_record, scorer_from_run
 from distill.dataset import training_parts
-from distill.evaluation.evaluate import evaluation_of
 from distill.recipe import StageRecipe, load_recipe
 from distill.train import distill
 from distill.training.run_folders import RunFolders, make_room
-from edge.cli.distill import _input, add_arguments
+from edge.cli.distill import _input, _readable, add_arguments
 from edge.cli.main import main
 from edge.errors import AnswerIsNo, InputError
 from edge.prepare import model_inputs
@@ -58,6 +58,9 @@ def test_any_recording_of_the_layout_can_be_distilled(form: str, tmp_path: Path)
     parts = {row.part_id for row in recording.rows_in("val") if row.label == order.labels[0]}
     assert record.spec.rule.threshold.normals == len(parts)
     assert (record.spec.rule.image_only is None) == (record.spec.sensor is None)
+    assert record.normals is not None
+    assert (record.normals.split, record.normals.samples) == ("train", 6)
+    assert [channel.name for channel in record.normals.channels] == [c.name for c in order.channels]
     with scorer_from_run(tmp_path / "run") as scorer:
         for row in recording.rows_in("test"):
             sample = recording.read_sample(row)
@@ -76,7 +79,7 @@ def test_a_sample_without_a_window_is_learned_from_its_image(tmp_path: Path):
     recording = Recording.open(tmp_path / "rec")
     distilled(recording, tmp_path / "run")
     with scorer_from_run(tmp_path / "run") as scorer:
-        assert evaluation_of(scorer, recording, "test", silent).n == 18
+        assert evaluated(scorer, recording, "test").n == 18
 
 
 def test_a_model_distilled_from_normal_parts_alone_finds_defects_it_never_saw(tmp_path: Path):
@@ -96,7 +99,7 @@ def test_a_model_distilled_from_normal_parts_alone_finds_defects_it_never_saw(tm
     record = distilled(recording, tmp_path / "run", recipe)
     assert record.spec.classes == ("ok",)
     with scorer_from_run(tmp_path / "run") as scorer:
-        found = evaluation_of(scorer, recording, "test", silent)
+        found = evaluated(scorer, recording, "test")
     assert found.auroc is not None
     assert found.auroc > 0.9
     assert found.aupro is not None
@@ -232,9 +235,33 @@ def test_unreadable_samples_are_skipped_only_where_a_person_asks_and_then_named(
     assert torn.image in refused.stderr
     assert asked.returncode == 0, asked.stderr
     (remark,) = [r for r in read_record(tmp_path / "run").remarks if r.startswith("skipped")]
-    assert remark.startswith(f"skipped 2 of {len(recording.rows)} samples")
+    assert remark.startswith(f"skipped 2 of {len(recording.rows)} samples of {recording.folder}")
     assert f"{torn.sample_id} (" in remark
     assert f"{mute.sample_id} (" in remark
+
+
+def test_unreadable_samples_of_a_stages_recording_are_skipped_and_named_for_it(
+    recording: Recording, tmp_path: Path
+):
+    general = small_recording(tmp_path / "general", Order(size=(32, 32)), seed=7)
+    torn = general.rows_in("train")[4]
+    change_file(general, torn, "image", b"no picture")
+    loss = msgspec.structs.replace(quick_recipe().loss, window=0.0)
+    stage = StageRecipe((str(general.folder),), ("efficientnet_lite2",), 1, 0.001, 2, loss)
+    recipe = msgspec.structs.replace(quick_recipe(), stages={"general": stage})
+    with pytest.raises(InputError, match=torn.image):
+        distilled(recording, tmp_path / "strict", recipe)
+
+    own, opened, remarks = _readable(recording, recipe)
+    folders = RunFolders(tmp_path / "run", opened=opened)
+    record = distill(own, recipe, folders, silent, remarks=tuple(remarks))
+
+    assert own is recording  # of which nothing is torn
+    (remark,) = [one for one in record.remarks if one.startswith("skipped")]
+    assert remark.startswith(f"skipped 1 of {len(general.rows)} samples of {general.folder} that")
+    assert f"{torn.sample_id} (" in remark
+    assert list(record.stages[0].recordings.values()) == [opened[general.folder].digest()]
+    assert opened[general.folder].digest() != general.digest()
 
 
 def test_targets_are_not_put_among_other_things(recording: Recording, tmp_path: Path):

@@ -104,7 +104,7 @@ def test_where_one_modality_is_withheld_the_teacher_says_what_the_other_shows(ba
     asked = [(sample, size, row) for sample, seen, size, row in rows_of(batches) if seen == shown]
     assert asked
     for sample, size, row in asked:
-        known = batches.targets.soft_labels[view, index_of(batches, sample)]
+        known = batches.targets.soft_labels[view, 0, index_of(batches, sample)]
         assert np.abs(known - row["soft_BK"]).max() < 1e-6
         assert row["label_weight_B"] == 0.0
         assert row["soft_weight_B"] == pytest.approx(1.0 / size)

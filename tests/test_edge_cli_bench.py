@@ -1,6 +1,7 @@
 """`edge bench`, as a person runs it: on onnxruntime for real, on a plan by a stand-in's GPU."""
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -51,15 +52,19 @@ def test_bundle_is_measured_on_the_cpu_and_shown_as_a_table(tmp_path, capsys):
     assert status == 0
     for row in ("p50", "p90", "p99", "jitter", "copy", "compute", "samples/s", "process"):
         assert row in out
+    assert "not measured: in compute" in out  # the wait, of which onnxruntime says nothing
     assert "- (25 runs; from 1,000 on)" in out
     assert "not reported by this board" in out
     assert "onnxruntime" in out
     assert "cpu int8" in out
+    assert "threads 1" in out
+    assert re.search(r"memory\s\d+\sGB", out)
 
 
 def test_json_is_one_object_with_the_machines_identity(tmp_path, capsys):
     bundle = write_bundle(tmp_path / "bundle")
-    status, out, _ = bench(tmp_path / "bundle", "--json", "--form", "fp32", capsys=capsys)
+    words = ("--json", "--form", "fp32", "--threads", "1")
+    status, out, _ = bench(tmp_path / "bundle", *words, capsys=capsys)
     document = json.loads(out)
     assert status == 0
     assert document["model"]["bundle_digest"] == bundle.digest
@@ -67,7 +72,15 @@ def test_json_is_one_object_with_the_machines_identity(tmp_path, capsys):
     assert {"module", "power_mode", "gpu", "driver", "cuda", "cpu", "cores"} <= set(
         document["machine"]
     )
+    machine = document["machine"]
+    assert machine["cores"] >= 1
+    assert machine["memory_bytes"] > 1e9
+    assert len(machine["cpu"]) > 2
+    assert (document["model"]["provider"], document["model"]["threads"]) == ("cpu", 1)
     [result] = document["results"]
+    split = result["figures"]["split_ms"]
+    assert split["wait"] is None
+    assert "launches and waits inside its own compute" in split["remark"]
     assert result["cuda_graph"] is None
     assert result["figures"]["runs"] == 25
     assert set(result["figures"]["latency_ms"]) == {
@@ -83,6 +96,7 @@ def test_plan_is_measured_with_and_without_cuda_graph(plan, orin, capsys):
     assert [result["cuda_graph"] for result in document["results"]] == [True, False]
     assert document["machine"]["power_mode"] == IDENTITY.power_mode
     assert document["model"]["plan"]["tensorrt"] == "10.3.0"
+    assert (document["model"]["provider"], document["model"]["threads"]) == ("tensorrt", None)
     split = document["results"][0]["figures"]["split_ms"]
     assert split["compute"] == 0.25, "by the stand-in's clock"
     assert orin.log.count("launch") > 25

@@ -10,18 +10,28 @@ from export_stand_in import CLASSES, small_recording, write_small_recording
 from PIL import Image
 from torch import nn
 
-from distill.checkpoint import RECORD_FILE, RunRecord, write_run
+from distill.checkpoint import (
+    RECORD_FILE,
+    RunRecord,
+    StudentScorer,
+    read_record,
+    student_from_run,
+    write_run,
+)
 from distill.dataset import spec_for
+from distill.evaluation.reference import reference_of_training
 from distill.recipe import load_recipe
 from distill.students.student import Student
 from edge.artefact import digest_of_file
 from edge.bundle import Bundle, problems_of
+from edge.cli.export import _unlike
 from edge.cli.main import main
 from edge.prepare import model_inputs
 from edge.recording.format import write_recording
 from edge.sample import Channel
 from edge.verdict import DecisionRule, Threshold
 from export import compile_check, parity
+from export.calibration import calibration_set
 
 SMALL = ("student.stem=patch", "student.width=32", "student.heads=2", "sensor.frame_samples=64")
 
@@ -59,6 +69,9 @@ def run_folder(tmp_path_factory):
         losses_by_epoch=(),
         versions={},
         remarks=(),
+        normals=reference_of_training(
+            StudentScorer(student, spec), recording, rows, lambda _title: lambda items: items
+        ),
     )
     write_run(folder, student, record)
     return folder
@@ -119,6 +132,7 @@ def test_run_becomes_a_whole_bundle_that_verifies(run_folder, folders, capsys):
     low, high = manifest.parity[1].auroc_interval
     assert low <= manifest.parity[1].auroc_difference <= high
     assert main(["verify", str(folders)]) == 0
+    assert Image.open(f"{folders}.worst.png").height > 10 * 200  # ten rows of pictures
 
 
 def test_batch_is_written_into_the_spec_and_verifies(run_folder, folders, capsys):
@@ -160,6 +174,17 @@ def test_parity_over_budget_makes_no_bundle(run_folder, folders, capsys, monkeyp
     assert "Worst: val-0" in told.splitlines()[-1]
     assert "layers that move scores most: " in told.splitlines()[-1]
     assert not folders.exists()
+    assert f"judges worst are drawn in {folders}.worst.png" in told.replace("\n", "")
+    assert Image.open(f"{folders}.worst.png").height > 10 * 200  # a refusal is looked into
+
+
+def test_file_of_somebody_where_the_worst_samples_would_be_drawn_is_kept(
+    run_folder, folders, capsys
+):
+    folders.with_name("bundle.worst.png").write_text("notes")
+    assert export(run_folder, small_recording().folder, folders) == 2
+    assert "deletes nothing" in refused(capsys)
+    assert folders.with_name("bundle.worst.png").read_text() == "notes"
 
 
 def test_folder_that_is_no_run_is_bad_input(folders, tmp_path, capsys):
@@ -200,6 +225,16 @@ def test_empty_and_tiny_calibration_recordings_are_bad_input(run_folder, folders
         assert found in refused(capsys)
 
 
+def test_few_parts_calibrate_no_int8_but_ship_as_fp16(run_folder, folders, tmp_path, capsys):
+    few = write_small_recording(tmp_path / "few", {"train": 6, "val": 24}).folder
+    assert export(run_folder, few, folders) == 2
+    assert "has 6" in (told := refused(capsys))
+    assert "--precision fp16 ships the run without any ranges" in told
+    assert export(run_folder, few, folders, "--precision", "fp16") == 0
+    manifest = Bundle.open(folders).manifest
+    assert (manifest.form, manifest.provenance.calibration_samples) == ("fp16", 6)
+
+
 def test_sample_with_readings_that_are_no_numbers_stops_the_export(
     run_folder, folders, tmp_path, capsys
 ):
@@ -230,17 +265,35 @@ def test_auto_shows_the_forms_side_by_side_and_ships_the_fastest(run_folder, fol
     assert problems_of(Bundle.open(folders)) == []
 
 
-def test_another_recording_is_compared_with_the_training_samples(
+def without_normals(run, folder):
+    """A run as it was before runs kept figures of their training parts."""
+    shutil.copytree(run, folder)
+    record = msgspec.json.decode((folder / RECORD_FILE).read_bytes())
+    del record["normals"]
+    (folder / RECORD_FILE).write_bytes(msgspec.json.encode(record))
+    return folder
+
+
+def test_another_recording_is_compared_with_what_the_run_keeps_of_its_training_samples(
     run_folder, folders, tmp_path, capsys
 ):
     other = write_small_recording(tmp_path / "other", {"train": 40, "val": 24}, seed=5)
     assert export(run_folder, other.folder, folders) == 0
-    assert "NOT COMPARED with the training samples" in capsys.readouterr().err
-    assert Bundle.open(folders).manifest.provenance.calibration_differences is None
-    training = ("--training", small_recording().folder, "--force")
-    assert export(run_folder, other.folder, folders, *training) == 0
-    assert "deviations from the training samples: " in capsys.readouterr().err
-    assert max(Bundle.open(folders).manifest.provenance.calibration_differences.values()) < 4
+    assert "deviations from 32 normal training samples: " in capsys.readouterr().err
+    kept = Bundle.open(folders).manifest.provenance.calibration_differences
+    assert 0 < max(kept.values()) < 4
+
+
+def test_older_run_is_compared_where_its_recording_is_given(run_folder, tmp_path, capsys):
+    older = without_normals(run_folder, tmp_path / "older")
+    record, student = read_record(older), student_from_run(older)
+    other = write_small_recording(tmp_path / "other", {"train": 40}, seed=5)
+    calibration = calibration_set(other, record.spec, samples=32)
+    assert _unlike(student, record, calibration, None) is None  # which the manifest will say
+    assert "keeps no figures of it; give it as --training" in capsys.readouterr().err
+    given = _unlike(student, record, calibration, small_recording().folder)
+    assert "deviations from 32 normal training samples: " in capsys.readouterr().err
+    assert given == _unlike(student, read_record(run_folder), calibration, None)
 
 
 def test_unlike_calibration_samples_are_refused_with_their_distance(
@@ -248,8 +301,7 @@ def test_unlike_calibration_samples_are_refused_with_their_distance(
 ):
     dark = write_small_recording(tmp_path / "dark", {"train": 40, "val": 24})
     darken(dark)
-    training = ("--training", small_recording().folder)
-    assert export(run_folder, dark.folder, folders, *training) == 2
+    assert export(run_folder, dark.folder, folders) == 2
     assert "brightness 1" in refused(capsys)  # more than ten deviations
     assert not folders.exists()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.config import struct_from_table, struct_from_toml
+from edge.config import struct_from_table, struct_from_toml, table_from_toml
 from edge.errors import InputError
 
 
@@ -57,11 +57,30 @@ def test_a_missing_key_is_named(tmp_path):
         from_text(tmp_path, "[train]\nepochs = 5\n")
 
 
-@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"name = 'x'\nname = 'y'"])
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe"])
 def test_a_file_that_is_no_toml_is_refused(tmp_path, content):
     (tmp_path / "recipe.toml").write_bytes(content)
     with pytest.raises(InputError, match="TOML"):
         struct_from_toml(tmp_path / "recipe.toml", Recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rate = 1\nname = 'x'\nrate = 2\n", "'rate' in line 3, after line 1"),
+        ("a = 1\n[train] # fast\nlr = 1\n\nlr = 2", "'train.lr' in line 5, after line 3"),
+        ("lr = 1\n[train]\nlr = 1\nlr = [\n 1,\n 2]\n", "'train.lr' in line 4, after line 3"),
+        ("a.b = 1\na = 2\n", "'a' in line 2, where it has a value already"),
+        ("a = 1\n[b]\nx = 1\n[a]\ny = 1\n", "'a' in line 4, where it has a value already"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_both_lines(tmp_path, text, said):
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        table_from_toml(path)
+    assert said in str(caught.value)
+    assert "Keep one" in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

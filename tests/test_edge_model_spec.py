@@ -35,6 +35,21 @@ def test_without_a_sensor_there_is_only_the_image():
     assert [tensor.name for tensor in spec(sensor=None).inputs()] == ["image"]
 
 
+def test_whole_frames_have_their_own_size_and_change_no_other_tensor():
+    whole = msgspec.structs.replace(spec(batch=2), frame=ImageInput(480, 640))
+    assert spec().takes == ImageInput(48, 64)
+    assert whole.takes == ImageInput(480, 640)
+    assert whole.inputs()[0].shape == (2, 480, 640, 3)
+    assert whole.inputs()[1:] == spec(batch=2).inputs()[1:]
+    assert whole.outputs() == spec(batch=2).outputs()
+
+
+def test_spec_written_before_there_were_whole_frames_is_read():
+    document = msgspec.to_builtins(spec())
+    assert document.pop("frame") is None
+    assert msgspec.convert(document, ModelSpec) == spec()
+
+
 @pytest.mark.parametrize("sensor", [SENSOR, None])
 def test_a_spec_reads_back_from_json_as_it_was(sensor):
     text = msgspec.json.encode(spec(sensor))

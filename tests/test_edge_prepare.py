@@ -1,9 +1,11 @@
 """From a sample to input tensors: what is copied, and what is refused at the door."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from edge.errors import UnfitSample
 from edge.model_spec import ImageInput, ModelSpec, SensorInput
@@ -78,6 +80,23 @@ def test_an_image_of_the_right_size_is_copied_untouched():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     tensor = image_tensor(pixels, SPEC.image)
     np.testing.assert_array_equal(tensor[0], pixels)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (90, 9), (9, 90), (6, 80), (60, 8), (3, 4)])
+def test_columns_come_before_rows_whatever_pillow_would_do(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    columns = Image.fromarray(pixels).resize((8, shape[0]), Image.Resampling.BILINEAR)
+    both = columns.resize((8, 6), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(image_tensor(pixels, SPEC.image)[0], np.asarray(both))
+
+
+def test_whole_frame_is_copied_untouched_and_another_size_is_brought_to_it():
+    whole = msgspec.structs.replace(SPEC, frame=ImageInput(60, 80))
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    tensor = model_inputs(sample(readings(), pixels=pixels), whole)["image"]
+    np.testing.assert_array_equal(tensor[0], pixels)
+    assert np.shares_memory(tensor, pixels)
+    assert model_inputs(sample(readings()), whole)["image"].shape == (1, 60, 80, 3)
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,9 +2,11 @@
 
 import copy
 
+import onnx
 import pytest
 import torch
 from export_stand_in import TorchScorer, small_recording, spec_of, trained_student
+from onnx import TensorProto
 
 from device_agents.engine.on_onnxruntime import engine_from_onnx
 from edge.errors import AnswerIsNo, InputError
@@ -78,7 +80,11 @@ def test_weights_in_int4_are_a_form_with_its_own_parity(tmp_path):
     assert form.parity.form == "onnx-int4-weights"
     assert form.parity.samples == 48
     assert form.score_ms > 0
-    assert (tmp_path / "model.int4.onnx").is_file()
+    graph = onnx.load(tmp_path / "model.int4.onnx").graph
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert list(stored.values()).count(TensorProto.INT4) == 8
+    scales = [node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"]
+    assert {stored[name] for name in scales} == {TensorProto.FLOAT16}  # as all around them is
 
 
 def test_half_the_bits_is_a_form_of_half_the_size(tmp_path):

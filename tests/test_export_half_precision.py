@@ -5,15 +5,23 @@ import onnx
 import pytest
 import torch
 from benchmarks.fresh_students import CHANNELS, spec_for, student_for
-from export_stand_in import exported_models, kept_folder, small_recording, spec_of
+from export_stand_in import (
+    exported_models,
+    kept_folder,
+    small_recording,
+    spec_of,
+    trained_student,
+)
 from onnx import TensorProto, helper, numpy_helper
 
 from device_agents.engine.on_onnxruntime import engine_from_onnx
 from distill.recipe import load_recipe
 from edge.errors import AnswerIsNo
 from edge.prepare import model_inputs
+from export.compile_check import compile_check, missing_packages
 from export.half_precision import half_precision
 from export.onnx_graph import onnx_from_module, tensor_problems
+from export.quantization.int4 import int4_weights, linears_of
 
 SPARSE = ("width=32", "heads=2", "hidden=64", "joint_depth=1", "experts=4")
 
@@ -34,6 +42,18 @@ def sparse():
     model = half_precision(onnx_from_module(student, spec))
     onnx.checker.check_model(model, full_check=True)
     return model, student, spec
+
+
+@pytest.fixture(scope="module")
+def int4():
+    """The stand-in with weights in int4: before its float parts went to FP16, and after."""
+    student, models = trained_student(), []
+    for halve in (False, True):
+        model = onnx_from_module(student, spec_of())
+        int4_weights(model, linears_of(student, kept_float=("heads",)))
+        models.append(half_precision(model) if halve else model)
+        onnx.checker.check_model(model, full_check=True)
+    return models
 
 
 def types_of(model):
@@ -89,6 +109,42 @@ def test_int8_has_fp16_scales_and_int8_initialisers():
     assert sum(
         t.data_type == TensorProto.INT8 and len(t.dims) == 2 for t in model.graph.initializer
     )
+
+
+def test_int4_weights_have_fp16_scales_and_meet_fp16_values(int4):
+    model = int4[1]
+    types, half = types_of(model), {TensorProto.FLOAT16}
+    pairs = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert len(pairs) == 8  # four Linears in each of two blocks
+    for node in pairs:
+        assert types[node.input[0]] == TensorProto.INT4
+        assert {types[node.input[1]], types[node.output[0]]} == half, node.name
+    for name in ("blocks.0.qkv/MatMul", "blocks.1.down/MatMul", "blocks.1/Softmax"):
+        assert reads(model, name) == half, name
+    assert reads(model, "heads.classes/Gemm") == {TensorProto.FLOAT}
+    assert tensor_problems(model, spec_of()) == []
+
+
+def test_scores_of_int4_weights_hardly_move_when_the_rest_goes_to_fp16(int4, tmp_path):
+    engines = []
+    for number, model in enumerate(int4):
+        onnx.save(model, tmp_path / f"{number}.onnx")
+        engines.append(engine_from_onnx(tmp_path / f"{number}.onnx", spec_of()))
+    sizes = [(tmp_path / f"{number}.onnx").stat().st_size for number in (0, 1)]
+    assert sizes[1] < 0.85 * sizes[0]
+    with engines[0] as single, engines[1] as half:
+        for row in small_recording().rows_in("test"):
+            inputs = model_inputs(small_recording().read_sample(row), spec_of())
+            ours, theirs = half.score(inputs), single.score(inputs)
+            assert abs(ours.anomaly_score - theirs.anomaly_score) < 5e-3, row.sample_id
+
+
+@pytest.mark.skipif(
+    bool(missing_packages()), reason=f"NVIDIA's builder is not here: {missing_packages()}"
+)
+def test_builder_takes_int4_weights_in_an_fp16_graph(int4, tmp_path):
+    onnx.save(int4[1], tmp_path / "model.int4.onnx")
+    assert compile_check(tmp_path / "model.int4.onnx").status == "passed"
 
 
 def test_no_weight_stands_in_the_file_twice(fp16):

@@ -1,69 +1,22 @@
 """What became of each block: read from what NVIDIA's builder says of graphs that we ship."""
 
-import numpy as np
 import onnx
 import pytest
 from benchmarks.fresh_students import spec_for, student_for
-from export_stand_in import exported_models, kept_folder
+from export_stand_in import exported_models
 
 from distill.recipe import load_recipe
-from distill.students.student import EMBEDDINGS, HEADS
 from edge.bundle import CompileCheck, CompiledLayers
 from export.compile_check import compile_check, missing_packages
 from export.half_precision import half_precision
 from export.layer_report import attention_softmaxes, kernels_in, report_lines
 from export.onnx_graph import onnx_from_module
-from export.quantize import int8_onnx_from_qdq, qdq_from_student
 
 SIDE = 64
-PATCH = ("student.width=64", "student.heads=2", "student.hidden=128", "student.joint_depth=2")
 MISSING = missing_packages()
 needs_builder = pytest.mark.skipif(
     bool(MISSING), reason=f"NVIDIA's builder is not installed here: {', '.join(MISSING)}"
 )
-
-
-def int8_of(name, overrides=()):
-    """A student as its recipe makes it, its ranges from noise: the layers do not depend on them."""
-    recipe = load_recipe(name, overrides)
-    spec, student = spec_for(recipe, SIDE), student_for(recipe, SIDE)
-    random = np.random.default_rng(0)
-    pixels, sensor, present = (tensor.shape for tensor in spec.inputs())
-    sample = {
-        "image": random.integers(0, 256, pixels, dtype=np.uint8),
-        "sensor": random.normal(size=sensor).astype(np.float32),
-        "present": np.ones(present, np.float32),
-    }
-    qdq = qdq_from_student(student, spec, [sample], kept_float=(*HEADS, *EMBEDDINGS))
-    path = kept_folder() / f"{name}.onnx"
-    return path, int8_onnx_from_qdq(qdq, spec, path)
-
-
-@needs_builder
-@pytest.mark.parametrize(
-    ("name", "overrides", "blocks"),
-    [("tiny", ("student.image_depth=1",), 3), ("small", PATCH, 2)],
-    ids=["tiny", "patch"],
-)
-def test_every_linear_of_a_dense_student_is_an_int8_gemm_and_every_attention_is_fused(
-    name, overrides, blocks
-):
-    path, meant = int8_of(name, overrides)
-    check = compile_check(path, meant)
-    made = check.compiled
-    assert len(meant) == 6 * blocks
-    assert set(made.int8) == set(meant)
-    assert made.not_int8 == {}
-    assert len(made.fused_attentions) == blocks
-    assert made.not_fused == {}
-    assert len(made.kernels_by_block) == blocks
-    # Goal: 10. This builder needs three kernels to part q, k and v, one to join the heads.
-    assert max(made.kernels_by_block.values()) <= 13
-    assert made.float_kernels["sensor_tokens.frames"].endswith("which leave FP16's range")
-    line, *short = report_lines(check)
-    assert f"{len(meant)} of {len(meant)} quantised products are Int8 gemms" in line
-    assert f"{blocks} of {blocks} attentions fused" in line
-    assert short in ([], [f"  short of the goal: {blocks} blocks of more than 10 kernels"])
 
 
 @needs_builder

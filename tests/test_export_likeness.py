@@ -3,12 +3,20 @@
 import functools
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from export_stand_in import TorchScorer, small_recording, spec_of, trained_student
 
+from distill.evaluation.reference import COMPARED_PARTS, normal_rows, reference_of_training
 from edge.errors import InputError
-from export.likeness import COMPARED_PARTS, differences_between, normal_rows, refuse_unlike
+from edge.reference import Reference
+from export.likeness import described, differences_between, refuse_unlike
+
+
+def silent(_title):
+    """A progress that shows nothing."""
+    return lambda items: items
 
 
 class Altered:
@@ -32,8 +40,8 @@ def rows(split):
 @functools.cache
 def differences(**altered):
     scorer = TorchScorer(trained_student(), spec_of())
-    training = (small_recording(), rows("train")[:60])
-    return differences_between(scorer, training, (Altered(**altered), rows("train")[60:]))
+    training = described(scorer, small_recording(), rows("train")[:60])
+    return differences_between(training, described(scorer, Altered(**altered), rows("train")[60:]))
 
 
 def test_other_samples_of_the_same_line_are_alike():
@@ -64,9 +72,17 @@ def test_recording_without_normal_parts_cannot_be_compared():
     scorer = TorchScorer(trained_student(), spec_of())
     odd = tuple(row for row in rows("train") if row.label != "ok")
     with pytest.raises(InputError, match="labelled 'ok'"):
-        differences_between(scorer, (small_recording(), rows("val")), (small_recording(), odd))
+        described(scorer, small_recording(), odd)
 
 
 def test_large_recordings_are_compared_on_a_share_of_their_parts():
     many = rows("train") * 20
     assert 0 < len(normal_rows(small_recording(), many)) <= COMPARED_PARTS
+
+
+def test_what_a_run_keeps_of_its_training_parts_compares_as_the_recording_itself_does():
+    scorer, recording = TorchScorer(trained_student(), spec_of()), small_recording()
+    kept = reference_of_training(scorer, recording, rows("train")[:60], silent)
+    kept = msgspec.json.decode(msgspec.json.encode(kept), type=Reference)
+    assert kept == described(scorer, recording, rows("train")[:60])
+    assert (kept.split, kept.samples) == ("train", 20)  # normal ones alone

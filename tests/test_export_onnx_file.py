@@ -43,6 +43,26 @@ def test_small_model_is_one_file(tmp_path):
     assert onnx_file.files_of(tmp_path / FP32_FILE) == (tmp_path / FP32_FILE,)
 
 
+def test_file_written_weight_by_weight_is_the_same_model(tmp_path):
+    model = onnx.load(exported_models()[1])
+    onnx_file.save(model, tmp_path / "again.onnx")
+    assert onnx.load(tmp_path / "again.onnx") == model
+    onnx.checker.check_model(tmp_path / "again.onnx", full_check=True)
+
+
+def test_weights_written_before_the_graph_are_the_same_and_others_can_read_them(
+    small_limit, tmp_path
+):
+    path = tmp_path / FP32_FILE
+    fp32_onnx_from_student(trained_student(), spec_of(), path)
+    assert (tmp_path / DATA).stat().st_mode & 0o777 == 0o644
+    wanted, found = (onnx.load(one).graph.initializer for one in (exported_models()[0], path))
+    whole = {one.name: onnx.numpy_helper.to_array(one) for one in wanted}
+    assert whole.keys() == {one.name for one in found}
+    for one in found:
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(one), whole[one.name])
+
+
 def test_large_model_has_its_weights_beside_it_and_scores_the_same(split):
     whole = exported_models()[0]
     assert onnx_file.files_of(split) == (split, split.with_name(DATA))

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from benchmarks.int8_students import qdq_from_student
 from export_stand_in import (
     TorchScorer,
     exported_models,
@@ -16,7 +17,7 @@ from edge.errors import InputError
 from edge.prepare import model_inputs
 from export.calibration import calibration_set
 from export.onnx_graph import fp32_onnx_from_student, spec_for_batch, tensor_problems
-from export.quantize import int8_onnx_from_qdq, qdq_from_student
+from export.quantize import int8_onnx_from_qdq
 
 
 @pytest.fixture(scope="module")

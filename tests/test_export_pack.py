@@ -1,12 +1,14 @@
 """A bundle is packed whole, with its golden samples, and says where it came from."""
 
+import msgspec
 import pytest
-from export_stand_in import exported_models, small_recording, write_small_bundle
+from export_stand_in import exported_models, small_recording, spec_of, write_small_bundle
 
 from device_agents.engine.load import engine_from_bundle
 from edge.bundle import Bundle, problems_of
 from edge.errors import InputError
-from export.golden import GOLDEN_SAMPLES, golden_problems
+from edge.model_spec import ImageInput
+from export.golden import GOLDEN_SAMPLES, _each, golden_problems
 from export.pack import tool_versions
 
 
@@ -30,6 +32,19 @@ def test_golden_samples_hold_both_decisions_and_score_as_recorded(bundle):
     assert {one.decision for one in golden} == {"pass", "fail"}
     with engine_from_bundle(bundle) as engine:
         assert golden_problems(bundle, engine) == []
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "each"),
+    [
+        (64, 64, GOLDEN_SAMPLES // 2),
+        (960, 1280, GOLDEN_SAMPLES // 2),
+        (1200, 1920, 2),
+        (3000, 4096, 1),
+    ],
+)
+def test_of_large_frames_there_are_fewer_golden_samples(height, width, each):
+    assert _each(msgspec.structs.replace(spec_of(), frame=ImageInput(height, width))) == each
 
 
 def test_golden_samples_are_for_the_form_that_is_shipped(bundle):

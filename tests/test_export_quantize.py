@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from benchmarks.int8_students import qdq_from_student
 from export_stand_in import Student, exported_models, small_recording, spec_of, trained_student
 from onnx import TensorProto
 
@@ -10,7 +11,7 @@ from device_agents.engine.on_onnxruntime import engine_from_onnx
 from edge.errors import AnswerIsNo
 from edge.prepare import model_inputs
 from export.calibration import calibration_set
-from export.quantize import int8_layers_of, int8_onnx_from_qdq, qdq_from_student
+from export.quantize import int8_layers_of, int8_onnx_from_qdq
 
 LINEARS = {
     "sensor_in",

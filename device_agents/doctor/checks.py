@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from device_agents.doctor.broker import look_at_broker
 from device_agents.doctor.diagnosis import Check
+from device_agents.doctor.gpu import look_at_gpu
 from device_agents.doctor.machine import (
     look_at_agents,
     look_at_clock,
@@ -26,6 +27,7 @@ CHECKS = (
     Check("rights", look_at_rights),
     Check("agents", look_at_agents),
     Check("bundle", look_at_bundle, within_s=60.0),
+    Check("gpu", look_at_gpu),
     Check("engine", look_at_engine, within_s=120.0),
     Check("drift", look_at_reference),
     Check("sources", look_at_sources, within_s=30.0),

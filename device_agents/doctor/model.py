@@ -140,10 +140,17 @@ def _frame_of(check: str, shot: Shot, spec: ModelSpec, took_s: float) -> Finding
     if not _DARK < mean < _BRIGHT:
         do = "Look for a lens cap, the light and the exposure time."
         return Finding(check, "warn", f"{said}; its mean grey level is {mean:.0f}", do)
-    model = spec.image
+    model = spec.takes
     if abs(width / height - model.width / model.height) > _SHAPE_APART:
         do = "Set the camera to the shape of the frames that the model was trained on."
         said += f"; the model takes {model.width}x{model.height}, another shape: it is stretched"
+        return Finding(check, "warn", said, do)
+    if spec.frame is not None and (height, width) != (model.height, model.width):
+        do = f"Set the camera to {model.width}x{model.height}, or export the bundle for this one: "
+        do += f"record parts with it and give `edge export` --frame {width}x{height}."
+        said += (
+            f"; the bundle is made for {model.width}x{model.height}: each is resized to it first"
+        )
         return Finding(check, "warn", said, do)
     return Finding(check, "ok", said)
 

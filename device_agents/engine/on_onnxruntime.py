@@ -6,6 +6,7 @@ an error: a verdict that comes ten times later from a processor nobody chose is 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ from edge.scorer import ModelInputs, Scores, Split, scores_from_outputs
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _WARM_UP_RUNS = 2  # the first run allocates (and captures), the second runs as all later ones do
-_ARENA_FLOOR_BYTES = 512 << 20  # what the arena may take beside twice the weights
+_ARENA_FLOOR_BYTES = 512 << 20  # what the arena may take beside twice the weights,
+_ARENA_FRAMES = 16  # and beside so many times the bytes of the frames: as floats, four copies
 _OR_WITHOUT_GRAPH = " Or run it with cuda_graph = false."
 _NUMPY_NAMES = {
     "tensor(uint8)": "uint8",
@@ -152,7 +154,7 @@ def engine_from_onnx(
     wanted = PROVIDERS[provider]
     if wanted not in onnxruntime.get_available_providers():
         raise _not_in_use(provider, onnxruntime.get_available_providers())
-    options = {} if provider == "cpu" else _cuda_options(path, cuda_graph)
+    options = {} if provider == "cpu" else _cuda_options(path, spec, cuda_graph)
     session = _session_from(path, wanted, options, threads or default_threads())
     in_use = session.get_providers()
     if not in_use or in_use[0] != wanted:
@@ -175,13 +177,15 @@ def default_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
-def _cuda_options(path: Path, cuda_graph: bool) -> dict[str, str]:
+def _cuda_options(path: Path, spec: ModelSpec, cuda_graph: bool) -> dict[str, str]:
     """Bound the arena: what an Orin's GPU takes is taken from everybody."""
     weights_bytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    frames_bytes = math.prod(spec.inputs()[0].shape)
+    arena_bytes = _ARENA_FLOOR_BYTES + 2 * weights_bytes + _ARENA_FRAMES * frames_bytes
     return {
         "device_id": "0",
         "arena_extend_strategy": "kSameAsRequested",
-        "gpu_mem_limit": str(_ARENA_FLOOR_BYTES + 2 * weights_bytes),
+        "gpu_mem_limit": str(arena_bytes),
         "enable_cuda_graph": "1" if cuda_graph else "0",
     }
 

@@ -7,6 +7,7 @@ A part that may not be judged gets a judgement too: `invalid`, with its reason, 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from edge.reference import Reference
 from edge.scorer import Engine, ModelInputs, Scores
 from edge.topics import StationId
 from edge.verdict import Verdict, verdict_of
+
+log = logging.getLogger("inspector")
 
 
 class BatchScorer(Protocol):
@@ -62,6 +65,7 @@ class Judgement:
     timings: Timings
     kind: str = ""
     missing: str = ""  # a counter's name where the image was judged alone
+    resized: bool = False  # its frame was of another size than those that the bundle is made for
     heat_map: NDArray[np.float32] | None = None  # [h, w], 0..1
     drift: tuple[str, ...] = ()
 
@@ -96,6 +100,7 @@ class Judge:
         self.engine_fault = ""  # the last one
         self._plausibility = Plausibility(reference)
         self._drift = Drift(reference, engine.spec)
+        self._told_of: set[str] = set()  # sources whose frames are of another size
 
     @property
     def drift(self) -> tuple[str, ...]:
@@ -172,17 +177,42 @@ class Judge:
         modalities = ("image", "sensor") if with_sensor else ("image",)
         # After the verdict and its time: what drifts is told, and changes nothing.
         drift = self._drift.see(pairing, scores, verdict)
+        resized = self._is_resized(fit.part)
         if verdict.decision == "invalid":
-            return Judgement(verdict, modalities, {}, timings, "invalid_score", drift=drift)
+            return Judgement(
+                *(verdict, modalities, {}, timings, "invalid_score"), resized=resized, drift=drift
+            )
         # JSON has no NaN: a class without a finite score is left out.
         by_class = zip(spec.classes, class_scores, strict=True)
         finite = {name: score for name, score in by_class if math.isfinite(score)}
         return Judgement(
             *(verdict, modalities, finite, timings),
             missing=pairing.kind,
+            resized=resized,
             heat_map=scores.anomaly_map,
             drift=drift,
         )
+
+    def _is_resized(self, part: Part) -> bool:
+        """Tell whether `prepare` had to bring the frame to the bundle's size; log each source once.
+
+        A camera that was set otherwise must not stop a line; but its parts are seen less sharply
+        than those that the bundle was proven on, and prepared slowly.
+        """
+        size, frame, source = self.spec.frame, part.shot.frame, part.shot.source
+        if size is None or frame is None:
+            return False
+        height, width = frame.pixels.shape[:2]
+        if (height, width) == (size.height, size.width):
+            return False
+        if source not in self._told_of:
+            self._told_of.add(source)
+            log.warning(
+                "source %s: frames of %dx%d, and the bundle is made for %dx%d: each is resized on "
+                "the CPU first; export the bundle for this camera, or set the camera to that size",
+                *(source, width, height, size.width, size.height),
+            )
+        return True
 
     def _invalid(self, part: Part, kind: str, reason: str, started_s: float) -> Judgement:
         assert self.spec.rule is not None, "Bundle.open refuses a spec without a rule"

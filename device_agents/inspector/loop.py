@@ -243,6 +243,8 @@ def _counted(part: Part, judgement: Judgement) -> tuple[str, ...]:
         names.append(judgement.kind)
     elif judgement.missing:
         names += ["image_only", judgement.missing]
+    if judgement.resized:
+        names.append("frames_resized")
     if part.period_ms is not None and part.shot.late_ms > part.period_ms:
         names.append("late_frames")
     return tuple(names)

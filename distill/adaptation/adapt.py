@@ -28,6 +28,7 @@ from distill.checkpoint import (
 )
 from distill.dataset import Progress, check_parts_readable, check_readable
 from distill.evaluation.held_out import held_out_on
+from distill.evaluation.reference import reference_of_training
 from distill.evaluation.thresholds import rule_for
 from distill.journal.news import AllOf, Journal
 from distill.students.student import Student
@@ -122,10 +123,11 @@ def _conclude(
         before = held_out_on(unadapted, recording, split, progress)
     after = held_out_on(scorer, recording, split, progress)
     rule, remarks = _rule_for(order, scorer, progress)
+    spec = msgspec.structs.replace(before_run.spec, rule=rule)
     relates = student.relation is not None and bool(student.relation.precision_P.any())
     record = msgspec.structs.replace(
         before_run,
-        spec=msgspec.structs.replace(before_run.spec, rule=rule),
+        spec=spec,
         recording=recording.header.name,
         recording_digest=recording.digest(),
         parts_by_label=parts_by_label(order.parts),
@@ -149,6 +151,10 @@ def _conclude(
             after=after,
             not_learned=not_learned(order, relates=relates),
         ),
+        normals=reference_of_training(
+            StudentScorer(student, spec), recording, order.parts.rows, progress
+        ),
+        int8=None,  # its ranges were those of other weights
     )
     write_run(folders.unfinished, student, record)
     finish(folders)

@@ -79,7 +79,7 @@ def order_for(
     rows = recording.rows_in(TRAIN_SPLIT)
     require_normal_parts(recording, TRAIN_SPLIT)
     parts = TrainingParts((Source(recording, rows),), record.spec)
-    asked = _with_overrides(record.recipe, overrides)
+    asked = with_overrides(record.recipe, overrides)
     parts = replace(parts, few=part_count(parts) <= FEW_SHOT_PARTS)
     order = AdaptOrder(run_folder, record, parts, asked)
     if order.part_count < FEWEST_PARTS:
@@ -107,7 +107,7 @@ def _refuse_other_channels(recording: Recording, spec: ModelSpec) -> None:
         )
 
 
-def _with_overrides(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
+def with_overrides(recipe: Recipe, overrides: tuple[str, ...]) -> Recipe:
     """Apply `--set`, but for what the run's weights are bound to."""
     table = msgspec.to_builtins(recipe)
     asked = struct_from_table(table, Recipe, where="--set", overrides=overrides)
@@ -131,6 +131,7 @@ def _recipe_for(order: AdaptOrder) -> Recipe:
     adapted = msgspec.structs.replace(
         recipe,
         loss=_loss_for(order),
+        teacher=msgspec.structs.replace(recipe.teacher, runs=()),  # they know the old line
         targets=msgspec.structs.replace(recipe.targets, label_share=1.0),
         train=msgspec.structs.replace(
             recipe.train, epochs=epochs, learning_rate=rate, warmup_steps=recipe.adapt.warmup_steps

@@ -19,13 +19,11 @@ from edge.recording.contact_sheet import (
     BACKGROUND,
     CELL_PX,
     COLUMNS,
-    FAINT,
     GAP_PX,
     MARK,
     TEXT_PX,
-    TRACE_COLOURS,
     TRACE_PX,
-    draw_trace,
+    draw_cell,
     outline_of,
     write_text,
 )
@@ -64,7 +62,8 @@ def copies_sheet(parts: TrainingParts, recipe: Recipe) -> Image.Image:
         top = TEXT_PX + 2 * GAP_PX + number * row_height
         ranges = _ranges(cells, channels)
         for column, cell in enumerate(cells):
-            _draw(sheet, (GAP_PX + column * (CELL_PX + GAP_PX), top), cell, ranges)
+            corner = (GAP_PX + column * (CELL_PX + GAP_PX), top)
+            draw_cell(sheet, corner, _marked(cell.picture), cell.window, ranges, cell.caption)
     return sheet
 
 
@@ -122,25 +121,10 @@ def _ranges(cells: Sequence[_Cell], channels: int) -> list[Range]:
     return list(zip(all_CT.min(1).tolist(), all_CT.max(1).tolist(), strict=True))
 
 
-def _draw(
-    sheet: Image.Image, corner: tuple[int, int], cell: _Cell, ranges: Sequence[Range]
-) -> None:
-    left, top = corner
-    picture = Image.fromarray(cell.picture.pixels)
-    picture.thumbnail((CELL_PX, CELL_PX))
-    if cell.picture.mask is not None and cell.picture.mask.any():
-        picture.paste(MARK, mask=outline_of(cell.picture.mask, picture.size))
-    offset = (CELL_PX - picture.width) // 2, (CELL_PX - picture.height) // 2
-    sheet.paste(picture, (left + offset[0], top + offset[1]))
-    draw = ImageDraw.Draw(sheet)
-    below = top + CELL_PX
-    for channel, scale in enumerate(ranges):
-        box = (left, below + 2, left + CELL_PX - 1, below + TRACE_PX - 2)
-        draw.rectangle(box, outline=FAINT)
-        if cell.window is None:
-            write_text(draw, (left + 6, below + 12), "no window")
-        else:
-            colour = TRACE_COLOURS[channel % len(TRACE_COLOURS)]
-            draw_trace(draw, box, cell.window[channel], scale, colour)
-        below += TRACE_PX
-    write_text(draw, (left, below), cell.caption)
+def _marked(picture: Picture) -> Image.Image:
+    """Return the picture, no larger than a cell, with a thin line around its mask."""
+    small = Image.fromarray(picture.pixels)
+    small.thumbnail((CELL_PX, CELL_PX))
+    if picture.mask is not None and picture.mask.any():
+        small.paste(MARK, mask=outline_of(picture.mask, small.size))
+    return small

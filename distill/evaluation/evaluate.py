@@ -5,6 +5,7 @@ Shapes: N samples, h w map grid, H W pixels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold: float
     escape_rate: Rate  # defective parts that pass
     overkill_rate: Rate  # normal parts that do not
+    unknown_labels: dict[
+        str, int
+    ]  # samples with labels that the model was not taught: "not normal"
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,6 @@ class Measured:
     passed: bool
     map_hw: NDArray[np.float32]  # the anomaly map, 0..1
     without: dict[str, float]  # withheld modality -> anomaly score
-
-
-def evaluation_of(
-    scorer: Scorer, recording: Recording, split: str, progress: Progress
-) -> Evaluation:
-    """Measure the scorer on one split. Raises InputError."""
-    measured = measured_on(scorer, recording, split, progress)
-    return evaluation_from(measured, recording, scorer.spec)
 
 
 def measured_on(
@@ -88,13 +84,15 @@ def evaluation_from(
         threshold=spec.rule.threshold.value,
         escape_rate=clopper_pearson(int((anomalous_N & passed_N).sum()), defects),
         overkill_rate=clopper_pearson(int((~anomalous_N & ~passed_N).sum()), normals),
+        unknown_labels=_unknown_labels(measured, recording.normal_class, spec),
     )
 
 
 def refuse_misfit(recording: Recording, rows: Sequence[SampleRow], spec: ModelSpec) -> None:
-    """Refuse labels or channels that the model does not know. Raises InputError.
+    """Refuse channels that the model does not know, and a mistaken normal class. InputError.
 
-    A model that was trained on normal parts only takes every other label as "not normal".
+    A label that the model was not taught counts as "not normal": a defect that is new to it is a
+    defect. So a normal part under another spelling would count as one that escaped or was caught.
     """
     channels = spec.sensor.channels if spec.sensor else ()
     if channels and recording.header.channels and recording.header.channels != channels:
@@ -112,18 +110,33 @@ def refuse_misfit(recording: Recording, rows: Sequence[SampleRow], spec: ModelSp
             found=f"{len(unlabelled):,} without a label, first '{unlabelled[0]}'",
             do="Name another --split, or label them.",
         )
-    known = set(spec.classes)
-    if recording.normal_class not in known:
-        raise _unknown_label(recording, recording.normal_class, spec)
-    unknown = sorted({row.label for row in rows} - known)
-    if unknown and len(known) > 1:
-        raise _unknown_label(recording, unknown[0], spec)
+    normal = recording.normal_class
+    if normal in spec.classes[1:]:
+        raise InputError(
+            where=recording.folder,
+            expected=f"normal parts (the model's are called '{spec.classes[0]}')",
+            found=f"'{normal}' as the normal class, which is a defect to the model",
+            do="Import again with --ok and the label of its good parts.",
+        )
+    for label in sorted({row.label for row in rows} - {normal}):
+        if _spelt(label) in (_spelt(normal), _spelt(spec.classes[0])):
+            raise InputError(
+                where=recording.folder,
+                expected=f"one spelling of its normal class '{normal}'",
+                found=f"also '{label}', whose parts would count as defects",
+                do="Give these parts one label, and import again.",
+            )
 
 
 def remarks_on(evaluation: Evaluation, spec: ModelSpec) -> list[str]:
     """Say what a person should know before trusting the figures."""
     assert spec.rule is not None
     remarks = [support_remark(spec.rule.threshold, "held out when it was trained")]
+    for label, count in evaluation.unknown_labels.items():
+        remarks.append(
+            f"'{label}' ({count} samples) is no class of the model's: counted as not normal, and "
+            f"no class is right for it. {nearest_hint(label, spec.classes)}"
+        )
     if evaluation.auroc is None:
         remarks.append("The split holds only normal parts or only others, so it has no AUROC.")
     if evaluation.aupro is None:
@@ -198,11 +211,14 @@ def _maps_and_masks(
         yield np.asarray(fine), at_size
 
 
-def _unknown_label(recording: Recording, label: str, spec: ModelSpec) -> InputError:
-    return InputError(
-        where=recording.folder,
-        expected=f"labels that the model knows: {', '.join(spec.classes)}",
-        found=f"'{label}'",
-        do=f"{nearest_hint(label, spec.classes)} Correct the label, or distil on parts that have "
-        "it.",
-    )
+def _unknown_labels(measured: Sequence[Measured], normal: str, spec: ModelSpec) -> dict[str, int]:
+    """Count the samples of each label that is no class; none where only normal was taught."""
+    if len(spec.classes) == 1:
+        return {}
+    counts = Counter(m.row.label for m in measured)
+    return {label: counts[label] for label in sorted(set(counts) - {normal, *spec.classes})}
+
+
+def _spelt(label: str) -> str:
+    """Return what two spellings of one word have in common: their letters and digits."""
+    return "".join(letter for letter in label.casefold() if letter.isalnum())

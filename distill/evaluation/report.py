@@ -22,6 +22,7 @@ from edge.recording.contact_sheet import (
     MARK,
     TEXT_PX,
     TRACE_COLOURS,
+    draw_cell,
     marked_picture,
     write_text,
 )
@@ -92,18 +93,18 @@ def _draw_sample(
     sheet: Image.Image, corner: tuple[int, int], m: Measured, recording: Recording
 ) -> None:
     left, top = corner
-    picture = _heated(marked_picture(recording, m.row, recording.read_sample(m.row)), m.map_hw)
-    sheet.paste(picture, (left, top + (CELL_PX - picture.height) // 2))
-    draw = ImageDraw.Draw(sheet)
+    picture = heated(marked_picture(recording, m.row, recording.read_sample(m.row)), m.map_hw)
     verdict = "pass" if m.passed else "fail"
-    write_text(draw, (left, top + CELL_PX), f"{m.row.label} -> {verdict}, {m.score:.4f}")
-    write_text(draw, (left, top + CELL_PX + TEXT_PX), m.row.sample_id[-26:])
+    draw_cell(sheet, corner, picture, None, (), f"{m.row.label} -> {verdict}, {m.score:.4f}")
+    below = (left, top + CELL_PX + TEXT_PX)
+    write_text(ImageDraw.Draw(sheet), below, m.row.sample_id[-26:])
 
 
-def _heated(picture: Image.Image, map_hw: NDArray[np.float32]) -> Image.Image:
-    """Lay the anomaly map over the picture; what the map calls 0 stays as it is."""
+def heated(picture: Image.Image, map_hw: NDArray[np.float32]) -> Image.Image:
+    """Lay a map from 0 to 1 over the picture: 0 leaves it as it is, and no number shows as 1."""
     size = picture.size
+    map_hw = np.clip(np.nan_to_num(map_hw, nan=1.0), 0.0, 1.0)
     fine = Image.fromarray(map_hw).resize(size, Image.Resampling.BILINEAR)
-    opacity = np.clip(np.asarray(fine), 0.0, 1.0)[:, :, None] * _HEAT_OPACITY
+    opacity = np.asarray(fine)[:, :, None] * _HEAT_OPACITY
     mixed = np.asarray(picture, dtype=np.float32) * (1 - opacity) + _HEAT * opacity
     return Image.fromarray(mixed.astype(np.uint8))

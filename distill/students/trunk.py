@@ -86,7 +86,9 @@ def layout_for(prefix: int, grid: tuple[int, int], window_tokens: int) -> Layout
 class Attention(nn.Module):
     """Multi-head attention over prefix and image, whole or within windows.
 
-    q, k and v are Linears of their own: NVIDIA's builder compiled a joint one as float.
+    q, k and v are Linears of their own, whose outputs are joined before the heads part them: so
+    NVIDIA's builder makes of them one gemm, also in INT8, and one kernel for all that follows up to
+    the attention. (Parted one by one they took two kernels more.)
     """
 
     def __init__(self, width: int, heads: int, layout: Layout, *, windowed: bool, gated: bool):
@@ -105,7 +107,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor, bias_B11N: Tensor | None) -> Tensor:
         """Return mixed tokens; `bias_B11N` is 0, or `MASKED` where a key is absent."""
-        q, k, v = (self._split(part(x_BND)) for part in (self.query, self.key, self.value))
+        joint_BND = torch.cat([part(x_BND) for part in (self.query, self.key, self.value)], 2)
+        q, k, v = self._split(joint_BND).chunk(3, 1)
         if not self.windowed:
             return self._join(_attend(q, k, v, bias_B11N))
         prefix = self.layout.prefix
@@ -140,8 +143,9 @@ class Attention(nn.Module):
         k_means, v_means = (torch.unflatten(x[:, :, prefix:], 2, shape).mean(3) for x in (k, v))
         return _attend(q[:, :, prefix:], k_means, v_means, None)
 
-    def _split(self, x_BND: Tensor) -> Tensor:
-        return torch.unflatten(x_BND, 2, (self.heads, -1)).transpose(1, 2)
+    def _split(self, joint_BND: Tensor) -> Tensor:
+        """Return [B, 3 M, N, Q]: the heads of the queries, of the keys, of the values."""
+        return torch.unflatten(joint_BND, 2, (3 * self.heads, -1)).transpose(1, 2)
 
     def _join(self, x_BMNQ: Tensor) -> Tensor:
         joined: Tensor = self.project(x_BMNQ.transpose(1, 2).flatten(2))
@@ -188,8 +192,8 @@ class Experts(nn.Module):
         x_BEKD = chosen_BEKN @ x_BND[:, None]
         x_EBKD = x_BEKD.transpose(0, 1)
         x_ERD = x_EBKD.flatten(1, 2)
-        hidden_ERU = F.gelu(x_ERD @ self.up_EDU + self.up_bias_E1U)
-        out_ERD = hidden_ERU @ self.down_EUD + self.down_bias_E1D
+        hidden_ERU = F.gelu(self.product(x_ERD, "up_EDU") + self.up_bias_E1U)
+        out_ERD = self.product(hidden_ERU, "down_EUD") + self.down_bias_E1D
         out_BEKD = torch.unflatten(out_ERD, 1, x_EBKD.shape[1:3]).transpose(0, 1)
         # Each token's weights are made to sum to 1, so that experts that start as copies of one
         # dense MLP give what it gave (Komatsuzaki et al., arXiv 2212.05055).
@@ -198,6 +202,11 @@ class Experts(nn.Module):
         total_BN1 = chosen_BNR @ weight_BR1
         mixed_BND = chosen_BNR @ (out_BEKD.flatten(1, 2) * weight_BR1)
         return mixed_BND / total_BN1.clamp_min(_LEAST_WEIGHT)
+
+    def product(self, x_ERI: Tensor, weight: str) -> Tensor:
+        """Return each expert's rows times its matrix of the weight called so."""
+        weight_EIO: Tensor = getattr(self, weight)
+        return x_ERI @ weight_EIO
 
     def choose(self, x_BND: Tensor, bias_B11N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the weights [B, E, K] and the one-hot choice [B, E, K, N] of each expert."""

@@ -14,13 +14,24 @@ def labels_alone(recipe: Recipe, stage: Stage) -> bool:
     """Tell whether the student learns from persons alone, so that no teacher is asked."""
     loss = stage.loss
     by_teachers = (loss.soft_labels, loss.features, loss.summary, loss.window)
-    return not any(by_teachers) and recipe.targets.teacher_share == 0.0
+    return not any(by_teachers) and recipe.targets.teacher_share == 0.0 and not stage.runs
+
+
+def backbones_asked(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
+    """Name the backbones that have something to say: where runs judge, only their features."""
+    described = stage.loss.features or stage.loss.summary
+    if labels_alone(recipe, stage) or (stage.runs and not described):
+        return ()
+    return stage.backbones
 
 
 def asks_normal_parts(recipe: Recipe, stage: Stage) -> bool:
-    """Tell whether the teachers must know what is normal: they judge, not only describe."""
+    """Tell whether the teachers must know what is normal: they judge, not only describe.
+
+    Trained runs know already.
+    """
     judged = any(getattr(stage.loss, name) for name in JUDGED)
-    return judged and not labels_alone(recipe, stage)
+    return judged and not labels_alone(recipe, stage) and not stage.runs
 
 
 def refuse_unanswerable(parts: TrainingParts, recipe: Recipe, stage: Stage) -> None:
@@ -37,7 +48,7 @@ def refuse_unanswerable(parts: TrainingParts, recipe: Recipe, stage: Stage) -> N
             "labels, soft_labels, score and map to 0: features need no labels.",
         )
     needs_classes = stage.loss.labels or stage.loss.soft_labels
-    if needs_classes and (parts.labels_N == UNKNOWN).all():
+    if needs_classes and not stage.runs and (parts.labels_N == UNKNOWN).all():
         raise _refusal(
             parts,
             stage,
@@ -78,7 +89,7 @@ def _lacks_made_defects(parts: TrainingParts, recipe: Recipe, stage: Stage) -> b
     judged = any(getattr(stage.loss, name) for name in JUDGED)
     painted = any(getattr(recipe.augment, shape) for shape in SHAPES)
     faulty = recipe.augment.sensor_fault and parts.windows_N.any()
-    return judged and not parts.has_defects and not painted and not faulty
+    return judged and not stage.runs and not parts.has_defects and not painted and not faulty
 
 
 def _refusal(parts: TrainingParts, stage: Stage, expected: str, found: str, do: str) -> InputError:

@@ -26,7 +26,12 @@ from distill.augment.copies import Copies
 from distill.dataset import UNKNOWN, Progress, TrainingParts
 from distill.recipe import Recipe, Stage
 from distill.students.student import Student
-from distill.targets.asked import asks_normal_parts, labels_alone, refuse_unanswerable
+from distill.targets.asked import (
+    asks_normal_parts,
+    backbones_asked,
+    labels_alone,
+    refuse_unanswerable,
+)
 from distill.targets.folder import (
     INDEX_FILE,
     Layout,
@@ -41,15 +46,16 @@ from distill.targets.folder import (
     refuse_full_disks,
     write_index,
 )
-from distill.targets.joined import map_target, score_targets
+from distill.targets.joined import map_target, score_targets, with_made_defects
 from distill.targets.opened import Targets, layouts_of, opened, stored_stem
 from distill.targets.soft_labels import soft_labels_by
 from distill.teachers.backbone import Backbone, Seen, backbone_named
 from distill.teachers.image_teacher import BATCH_IMAGES, image_batch
 from distill.teachers.teacher import Teachers, fit_teachers, refuse_unfit
+from distill.teachers.trained_runs import Word, trained_runs, weights_digests
 from edge.artefact import digest_of_bytes
 
-_VERSION = 4  # of what the arrays mean: older targets are computed again
+_VERSION = 5  # of what the arrays mean: older targets are computed again
 _SAVE_EVERY_S = 10.0
 _NO_TEACHERS = Teachers((), None, {}, None, ())
 
@@ -68,7 +74,7 @@ def targets_in(  # noqa: PLR0913, PLR0917 (what targets depend on, where they go
     asks, MachineError where the disk has not the room.
     """
     refuse_unanswerable(parts, recipe, stage)
-    names = () if labels_alone(recipe, stage) else stage.backbones
+    names = backbones_asked(recipe, stage)
     backbones = tuple(backbone_named(name) for name in names)
     layouts = layouts_of(parts, student, recipe, stage)
     belongs_to = what_they_belong_to(parts, recipe, stage, backbones)
@@ -104,7 +110,8 @@ def look_over(
     for number, (folder, parts, stage) in enumerate(planned):
         refuse_unanswerable(parts, recipe, stage)
         layouts[folder] = layouts_of(parts, student, recipe, stage)
-        names = () if labels_alone(recipe, stage) else stage.backbones
+        trained_runs(stage.runs, parts, recipe)
+        names = backbones_asked(recipe, stage)
         for name in names:
             if number and name not in opened_before:
                 refuse_unfit(backbone_named(name), parts)
@@ -118,13 +125,14 @@ def what_they_belong_to(
     """Name everything that the targets depend on, in a person's words, with a digest each."""
     loss = stage.loss
     asked = (loss.features > 0, loss.summary > 0, loss.window > 0)
-    recipe_parts = (recipe.sensor, recipe.teacher, recipe.targets, recipe.augment)
+    memories = msgspec.structs.replace(recipe.teacher, runs=())  # known by weights, not by path
+    recipe_parts = (recipe.sensor, memories, recipe.targets, recipe.augment)
     heads = (asks_normal_parts(recipe, stage), labels_alone(recipe, stage), parts.few)
     return {
         "kind of targets": str(_VERSION),
         "recording": _digest([source.recording.digest() for source in parts.sources]),
         "input of the model": _digest((parts.spec.image, parts.spec.sensor, parts.spec.classes)),
-        "teacher": _digest([backbone.digest for backbone in backbones]),
+        "teacher": _digest([*(one.digest for one in backbones), *weights_digests(stage.runs)]),
         "recipe": _digest((recipe.seed, recipe_parts, recipe.student.stem)),
         "stage": _digest((stage.name, asked, heads)),
     }
@@ -207,12 +215,19 @@ def _fill(work: _Work, arrays: dict[str, Any], number: int, batch: range) -> Non
     pictures = [copies.picture(index, number) for index in batch]
     images = image_batch([picture.pixels for picture in pictures])
     seen = [teacher.see(images) for teacher in work.teachers.images]
+    runs = work.teachers.runs
+    word = None if runs is None else runs.word(batch, number, work.student.grid, pictures)
     maps, scores, windows = [], [], []
     for place, (index, picture) in enumerate(zip(batch, pictures, strict=True)):
-        logits_G = _map_logits(work, [one.dense_BND[place] for one in seen], index)
         window = _sensor_vector(work, index, number)
+        if word is None:
+            logits_G = _map_logits(work, [one.dense_BND[place] for one in seen], index)
+            said = score_targets(work.teachers, copies, (index, number), logits_G, window)
+        else:
+            logits_G = word.map_logits_BG[place]
+            said = with_made_defects(word.scores(place), copies.broken(index, number))
         maps.append(map_target(copies, index, picture.mask, logits_G))
-        scores.append(score_targets(work.teachers, copies, (index, number), logits_G, window))
+        scores.append(said)
         windows.append(window)
         if number == 0 and "readings" in arrays:
             readings = copies.parts.window(index)
@@ -223,6 +238,8 @@ def _fill(work: _Work, arrays: dict[str, Any], number: int, batch: range) -> Non
     )
     arrays["map"][number, columns] = np.stack(maps)
     arrays["scores"][number, columns] = np.array(scores, np.float32)
+    if word is not None:
+        arrays["soft_labels"][:, number, columns] = _class_words(word, work)
     _keep_seen(arrays, number, columns, seen)
     if "window" in arrays:
         arrays["window"][number, columns] = _stacked(windows, arrays["window"].shape[-1], np.nan)
@@ -234,10 +251,17 @@ def _keep_seen(arrays: dict[str, Any], number: int, columns: slice, seen: Sequen
             arrays[f"features_{place}"][number, columns] = dense_BGF.numpy()
         if f"summaries_{place}" in arrays:
             arrays[f"summaries_{place}"][number, columns] = summary_BF.numpy()
-    if seen and number == 0:
+    if "seen" in arrays and number == 0:
         kept = [one.dense_BND.half().float().numpy() for one in seen]
         moments = [m for dense_BGF in kept for m in (dense_BGF.mean(1), dense_BGF.std(1))]
         arrays["seen"][columns] = np.concatenate(moments, 1)
+
+
+def _class_words(word: Word, work: _Work) -> NDArray[np.float32]:
+    """Return [V, B, K]; nan where there is but one class, of which nothing can be said."""
+    if len(work.copies.parts.spec.classes) < 2:
+        return np.full_like(word.classes_VBK, np.nan)
+    return word.classes_VBK
 
 
 def _map_logits(work: _Work, dense: list[torch.Tensor], index: int) -> torch.Tensor | None:
@@ -266,16 +290,18 @@ def _stacked(
 def _fill_soft_labels(work: _Work, arrays: dict[str, Any]) -> None:
     """Write each original part's word by heads that never saw it; nan where there are none."""
     parts = work.copies.parts
+    if work.teachers.runs is not None:
+        return  # they spoke of every copy
     asked = asks_normal_parts(work.copies.recipe, work.stage)
     if not asked or not parts.has_defects or (parts.labels_N == UNKNOWN).all():
         arrays["soft_labels"][:] = np.nan
         return
-    scores_N2 = np.asarray(arrays["scores"][0])
+    scores_N2 = np.asarray(arrays["scores"][0, :, :2])
     image_NE = np.asarray(arrays["seen"]) if "seen" in arrays else None
     vectors = [_sensor_vector(work, index, 0) for index in range(len(parts))]
     sizes = {len(vector) for vector in vectors if vector is not None}
     sensor_NE = _stacked(vectors, sizes.pop(), 0.0) if sizes else None
-    arrays["soft_labels"][:] = soft_labels_by(parts, image_NE, sensor_NE, scores_N2)
+    arrays["soft_labels"][:, 0] = soft_labels_by(parts, image_NE, sensor_NE, scores_N2)
 
 
 def _digest(content: object) -> str:

@@ -4,10 +4,11 @@
     TARGETS/stem.npy           [R, N, G, S] float16: the student's frozen stem, so that an epoch
                                costs only what learns; uint8 where the stem is the pixels
     TARGETS/map.npy            [R, N, G] float16: probability that a cell is anomalous
-    TARGETS/scores.npy         [R, N, 2] float32: probability that the image, that the sensor is
-                               anomalous
-    TARGETS/soft_labels.npy    [V, N, K] float32: class probabilities by heads that never saw the
-                               part: from all of it, from its image alone, from its sensor alone
+    TARGETS/scores.npy         [R, N, 3] float32: probability that the image, that the sensor,
+                               that the two together are anomalous
+    TARGETS/soft_labels.npy    [V, 1, N, K] float32: class probabilities by heads that never saw
+                               the part: from all of it, from its image alone, from its sensor
+                               alone; [V, R, N, K] where trained runs say it of each copy
     TARGETS/features_I.npy     [R, N, G, F] float16: dense features of teacher I
     TARGETS/summaries_I.npy    [R, N, F] float16: its one vector for the image
     TARGETS/window.npy         [R, N, F] float16: the sensor teacher's one vector for the window

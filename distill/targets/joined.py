@@ -5,6 +5,8 @@ nan stands where neither has a word. Shapes: H W image, G grid cells, F features
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -56,8 +58,10 @@ def score_targets(
     copy: tuple[int, int],
     logits_G: Tensor | None,
     vector_F: Tensor | None,
-) -> tuple[float, float]:
-    """Return how likely the image and the sensor of a copy (part, round) are anomalous.
+) -> tuple[float, float, float]:
+    """Return how likely image, sensor and both of a copy (part, round) are anomalous, by memories.
+
+    Of the two together they have no word of their own, which is nan.
 
     A made defect is one for certain; a part labelled normal is normal where no teacher is asked.
     """
@@ -69,4 +73,14 @@ def score_targets(
     if vector_F is not None and teachers.sensor is not None and teachers.sensor.memory is not None:
         sensor = teachers.sensor.part_probability(vector_F, teachers.fold_of.get(index))
     broken = copies.broken(index, number)
-    return (1.0 if broken & BROKEN_IMAGE else image, 1.0 if broken & BROKEN_SENSOR else sensor)
+    return with_made_defects((image, sensor, float("nan")), broken)
+
+
+def with_made_defects(scores: Sequence[float], broken: int) -> tuple[float, float, float]:
+    """Return a copy's scores (image, sensor, both), 1 where it carries a made defect (flags)."""
+    image, sensor, both = scores
+    return (
+        1.0 if broken & BROKEN_IMAGE else image,
+        1.0 if broken & BROKEN_SENSOR else sensor,
+        1.0 if broken else both,
+    )

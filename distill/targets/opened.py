@@ -20,7 +20,7 @@ from distill.dataset import TrainingParts
 from distill.features.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE
 from distill.recipe import Recipe, Stage
 from distill.students.student import Student
-from distill.targets.asked import labels_alone
+from distill.targets.asked import backbones_asked
 from distill.targets.folder import Layout, array_paths, mapped
 
 
@@ -50,8 +50,8 @@ class Targets:
     layouts: Mapping[str, Layout]
     stem: NDArray[np.float16] | StoredPixels  # [R, N, G, S]
     map: NDArray[np.float16]  # [R, N, G]
-    scores: NDArray[np.float32]  # [R, N, 2]
-    soft_labels: NDArray[np.float32]  # [V, N, K]
+    scores: NDArray[np.float32]  # [R, N, 3]
+    soft_labels: NDArray[np.float32]  # [V, R or 1, N, K]
     features: tuple[NDArray[np.float16], ...]  # [R, N, G, F]; none where no loss asks
     summaries: tuple[NDArray[np.float16], ...]  # [R, N, F]; none where no loss asks
     window: NDArray[np.float16] | None  # [R, N, F]
@@ -95,12 +95,14 @@ def layouts_of(
     rounds, size, loss = recipe.targets.copies + 1, recipe.teacher.feature_size, stage.loss
     parts, cells, views = len(own), student.cells, 1 if own.spec.sensor is None else 3
     stem = "|u1" if recipe.student.stem == "patch" else "<f2"
-    teachers = 0 if labels_alone(recipe, stage) else len(stage.backbones)
+    teachers = len(backbones_asked(recipe, stage))
     layouts = {
         "stem": Layout((rounds, parts, cells, student.stem.size), stem),
         "map": Layout((rounds, parts, cells), "<f2"),
-        "scores": Layout((rounds, parts, 2), "<f4"),
-        "soft_labels": Layout((views, parts, len(own.spec.classes)), "<f4"),
+        "scores": Layout((rounds, parts, 3), "<f4"),
+        "soft_labels": Layout(
+            (views, rounds if stage.runs else 1, parts, len(own.spec.classes)), "<f4"
+        ),
     }
     if own.spec.sensor is not None and own.windows_N.any():
         window = (len(own.spec.sensor.channels), own.spec.sensor.samples)
@@ -110,7 +112,7 @@ def layouts_of(
             layouts[f"features_{number}"] = Layout((rounds, parts, cells, size), "<f2")
         if loss.summary:
             layouts[f"summaries_{number}"] = Layout((rounds, parts, size), "<f2")
-    if teachers:
+    if teachers and not stage.runs:
         layouts["seen"] = Layout((parts, 2 * size * teachers), "<f4")
     if loss.window:
         layouts["window"] = Layout((rounds, parts, size), "<f2")

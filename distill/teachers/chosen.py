@@ -21,11 +21,11 @@ class Chosen(NamedTuple):
 
 
 def chosen_parts(parts: TrainingParts, recipe: Recipe, stage: Stage) -> Chosen:
-    """Choose normal parts, or any parts where the stage learns nothing that they speak for.
+    """Choose normal parts, or any parts where no memory of normal ones has to speak.
 
     Raises InputError where normal parts are needed and none is labelled so.
     """
-    wanted = any(getattr(stage.loss, name) for name in JUDGED)
+    wanted = any(getattr(stage.loss, name) for name in JUDGED) and not stage.runs
     known = np.flatnonzero(parts.normal_N == 1.0) if wanted else np.arange(len(parts))
     if not len(known):
         raise InputError(

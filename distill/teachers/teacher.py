@@ -27,6 +27,7 @@ from distill.teachers.image_teacher import (
 )
 from distill.teachers.normal_memory import Calibration, calibration_of
 from distill.teachers.sensor_teacher import PART_LIMIT, SensorTeacher, fit_sensor_teacher
+from distill.teachers.trained_runs import TrainedRuns, trained_runs
 
 _TOP_CELLS = 3
 
@@ -39,7 +40,8 @@ class Teachers:
     sensor: SensorTeacher | None
     fold_of: dict[int, int]  # index of the training part -> fold; others have none
     parts: Calibration | None  # of the strongest cells of a whole part
-    remarks: tuple[str, ...]  # what a person should know of their memories
+    remarks: tuple[str, ...]  # what a person should know of them
+    runs: TrainedRuns | None = None  # they judge, where there are any, and memories are not made
 
     @property
     def has_map(self) -> bool:
@@ -86,12 +88,14 @@ def fit_teachers(
     fitted = [
         fit_image_teacher(parts, chosen, recipe, backbone, progress) for backbone in backbones
     ]
+    runs = trained_runs(stage.runs, parts, recipe)
     return Teachers(
         images=tuple(one.teacher for one in fitted),
         sensor=fit_sensor_teacher(parts, chosen, recipe, progress),
         fold_of=chosen.fold_of,
         parts=_part_calibration(fitted) if chosen.fold_of and fitted else None,
-        remarks=tuple(one.remark for one in fitted),
+        remarks=tuple(one.remark for one in fitted) + (() if runs is None else runs.remarks),
+        runs=runs,
     )
 
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +50,18 @@ class Drawn(NamedTuple):
         return Drawn(self.parts_B[these], self.rounds_B[these], self.shown_B2[these])
 
 
+class TaughtBy(Protocol):
+    """Who says what a batch should be read as."""
+
+    def of(self, drawn: Drawn, mine: slice, factor: float) -> Lesson:
+        """Return the lesson of the parts `mine` of a batch, the weights times `factor`."""
+        ...
+
+    def parts_with_one(self) -> NDArray[np.int64]:
+        """Return the parts that have a lesson."""
+        ...
+
+
 @dataclass
 class Batches:
     """The training parts of a stage, epoch by epoch. Raises InputError where none has a lesson."""
@@ -76,7 +88,7 @@ class Batches:
         """Cross to a worker without what is mapped (see `Targets`)."""
         parts = replace(self.copies.parts, readings=None)
         copies = replace(self.copies, parts=parts)
-        return Batches, (copies, self.targets, self.recipe, self.stage)
+        return type(self), (copies, self.targets, self.recipe, self.stage)
 
     @cached_property
     def taught_N(self) -> NDArray[np.int64]:  # noqa: N802 (shape suffix)
@@ -167,5 +179,5 @@ class Batches:
         return min(self.recipe.train.batch, len(self.taught_N))
 
     @cached_property
-    def _lessons(self) -> Lessons:
+    def _lessons(self) -> TaughtBy:
         return Lessons(self.copies, self.targets, self.recipe, self.stage)

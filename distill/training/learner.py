@@ -37,7 +37,7 @@ class Learner(nn.Module):
             batch.stem_BGS, batch.sensor_BCT, batch.lesson.present_B2, self.stage
         )
         with in_float32(batch.stem_BGS):
-            losses = losses_of(_float32(reading), batch.lesson, self.loss)
+            losses = losses_of(float32_reading(reading), batch.lesson, self.loss)
             # Those of weight 0 too: DDP waits for a gradient, be it 0, of all that they reach.
             total = weighted_sum(losses, self.loss)
         return total, {name: loss for name, loss in losses.items() if getattr(self.loss, name)}
@@ -47,7 +47,8 @@ class Learner(nn.Module):
         return (weight for weight in self.parameters() if weight.requires_grad)
 
 
-def _float32(reading: Reading) -> Reading:
+def float32_reading(reading: Reading) -> Reading:
+    """Return a reading that losses are taken of."""
     return Reading(
         class_logits_BK=reading.class_logits_BK.float(),
         score_logit_B=reading.score_logit_B.float(),

@@ -122,7 +122,8 @@ class Lessons:
         parts, loss = self.copies.parts, self.stage.loss
         broken_B = self._broken(parts_B, rounds_B, shown_B2)
         view_B = _view_of(shown_B2) if parts.spec.sensor else np.zeros(len(parts_B), np.int64)
-        soft_BK = np.asarray(self.targets.soft_labels[view_B, parts_B])
+        soft = self.targets.soft_labels  # of each copy, or of the originals alone
+        soft_BK = np.asarray(soft[view_B, np.minimum(rounds_B, soft.shape[1] - 1), parts_B])
         has_soft_B = np.isfinite(soft_BK).all(1) & ~broken_B
         label_B = np.where(broken_B, UNKNOWN, parts.labels_N[parts_B])
         whole_B = (shown_B2[:, 0] > 0) & ((shown_B2[:, 1] > 0) | ~parts.sensed_N[parts_B])
@@ -132,7 +133,9 @@ class Lessons:
         asked_B = bool(loss.labels) * label_weight_B + bool(loss.soft_labels) * soft_weight_B > 0
         each = 1.0 / max(1, int(asked_B.sum()))
         scored_B = _normal_by_scores(shown_B2, np.asarray(self.targets.scores[rounds_B, parts_B]))
-        taught_B = np.where(has_soft_B, soft_BK[:, 0], scored_B)
+        # Heads know what is wrong, memories only what is strange; a run knows both.
+        by_heads_B = has_soft_B & (not self.stage.runs)
+        taught_B = np.where(by_heads_B, soft_BK[:, 0], scored_B)
         score_B, score_known_B = self._score(parts_B, whole_B, taught_B, broken_B)
         map_known_B = ~np.isnan(self.targets.map[rounds_B, parts_B, 0])
         window = self.targets.window
@@ -215,12 +218,17 @@ def rows_of(
     return torch.from_numpy(rows).float()  # torch turns half into single 40 times as fast as numpy
 
 
-def _normal_by_scores(shown_B2: Floats, scores_B2: Floats) -> Floats:
-    """Return the probability [B] that all that is shown, and judged, is normal; nan if none is."""
+def _normal_by_scores(shown_B2: Floats, scores_B3: Floats) -> Floats:
+    """Return the probability [B] that all that is shown, and judged, is normal; nan if none is.
+
+    Where nobody judged the two together, they count as independent of each other.
+    """
+    scores_B2, both_B = scores_B3[:, :2], scores_B3[:, 2]
     judged_B2 = (shown_B2 > 0.0) & np.isfinite(scores_B2)
     normal_B2 = np.where(judged_B2, np.float32(1.0) - scores_B2, np.float32(1.0))
     joined_B = np.where(judged_B2.any(1), normal_B2[:, 0] * normal_B2[:, 1], np.nan)
-    return np.asarray(joined_B, np.float32)
+    together_B = (shown_B2 > 0.0).all(1) & np.isfinite(both_B)
+    return np.asarray(np.where(together_B, 1.0 - both_B, joined_B), np.float32)
 
 
 def _view_of(shown_B2: Floats) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ class Run:
     states: SavedStates
     journal: Journal
     folder: Path  # of the unfinished run: a bad batch is kept there
+    learner: Callable[[Student, int, LossRecipe], Learner] = Learner  # one forward pass
 
 
 @dataclass
@@ -132,7 +134,7 @@ def _prepared(run: Run, student: Student, batches: Batches, position: Position) 
     """Hand the student and its optimizer to accelerate, as they were at `position`."""
     recipe, accelerator = run.recipe, run.accelerator
     stage = recipe.all_stages()[position.stage]
-    learner = Learner(student, position.stage, stage.loss).to(accelerator.device)
+    learner = run.learner(student, position.stage, stage.loss).to(accelerator.device)
     share_weights(learner)
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         learner.learning(), lr=stage.learning_rate, weight_decay=recipe.train.weight_decay

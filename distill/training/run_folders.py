@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from distill.targets.folder import INDEX_FILE
 from distill.training.saved_state import Position, SavedStates
 from edge.artefact import check_free, new_file
 from edge.errors import InputError
+from edge.recording.format import Recording
 
 RECIPE_FILE = "recipe.json"
 _STATE_FOLDER = "state"
@@ -26,6 +28,8 @@ class RunFolders:
     final: Path
     targets: Path | None = None  # None: inside the run
     init_from: Path | None = None  # public weights that the student starts from
+    opened: Mapping[Path, Recording] = field(default_factory=dict)
+    """Recordings of stages that are not to be read whole, by their folders."""
     learns_from: str = ""  # names the recording, and the run that is adapted: a resume's must be so
 
     @property

@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     if is_main_process():
         _tell(record, arguments)
+        _tell_calibration(len(order.parts), arguments)
     return _GOT_WORSE if _did_not_help(record) else 0
 
 
@@ -99,3 +100,15 @@ def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:
     for remark in record.remarks:
         print(f"note: {remark}")
     print(f"Measure it with: edge evaluate {arguments.out} {arguments.recording} --split test")
+
+
+def _tell_calibration(samples: int, arguments: argparse.Namespace) -> None:
+    """Say what to export with, where the parts are too few to set INT8's ranges by."""
+    from export.calibration import MINIMUM_SAMPLES, MORE_PARTS
+
+    if samples < MINIMUM_SAMPLES:
+        print(
+            f"note: INT8 needs {MINIMUM_SAMPLES} samples to calibrate on, and "
+            f"{arguments.recording} has {samples} in its train split. Export it with "
+            f"--calibration and {MORE_PARTS}"
+        )

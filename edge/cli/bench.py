@@ -23,6 +23,7 @@ from edge.scorer import Engine
 
 if TYPE_CHECKING:
     from device_agents.engine.gpu import Gpu
+    from device_agents.monitor.machine import Machine
     from edge.plan import MachineIdentity
     from export.bench import Figures
 
@@ -61,6 +62,8 @@ class _Target:
     form: str
     stamp: PlanStamp | None
     on_gpu: bool
+    provider: str
+    threads: int | None  # of onnxruntime; None: a plan has none
     load: Callable[[bool], Engine]  # with or without a cuda_graph
 
 
@@ -84,10 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
         _measured(target, cuda_graph, arguments.runs, board.power_watts)
         for cuda_graph in ((True, False) if target.on_gpu else (None,))
     ]
+    machine = _machine(gpu, identity, board)
     if arguments.json:
-        print(json.dumps(_document(arguments.target, target, results, _machine(gpu, identity))))
+        print(json.dumps(_document(arguments.target, target, results, machine)))
     else:
-        _show(target, results, _machine(gpu, identity))
+        _show(target, results, machine)
     return 0
 
 
@@ -111,10 +115,13 @@ def _target_of(arguments: argparse.Namespace) -> _Target:
         return engine_from_plan(plan, cuda_graph=cuda_graph, memory=arguments.memory)
 
     stamp = plan.stamp
-    return _Target(stamp.spec, stamp.bundle_digest, stamp.form, stamp, True, load)
+    flavour = stamp.flavour
+    return _Target(stamp.spec, stamp.bundle_digest, stamp.form, stamp, True, flavour, None, load)
 
 
 def _bundle_target(bundle: Bundle, arguments: argparse.Namespace) -> _Target:
+    from device_agents.engine.on_onnxruntime import default_threads
+
     if arguments.memory is not None:
         raise InputError(
             where=bundle.folder,
@@ -140,6 +147,8 @@ def _bundle_target(bundle: Bundle, arguments: argparse.Namespace) -> _Target:
         arguments.form or bundle.manifest.form,
         None,
         on_gpu,
+        arguments.provider,
+        arguments.threads or default_threads(),
         load,
     )
 
@@ -164,11 +173,14 @@ def _measured(
     return _Result(cuda_graph, figures, process_bytes, taken)
 
 
-def _machine(gpu: Gpu | None, identity: MachineIdentity) -> dict[str, Any]:
-    """Say on what it was measured, for who reads the figures elsewhere."""
+def _machine(gpu: Gpu | None, identity: MachineIdentity, board: Machine) -> dict[str, Any]:
+    """Say on what it was measured, for who reads the figures elsewhere.
+
+    Board and power mode also where the GPU took no part: they set the CPU's pace, too.
+    """
     return {
-        "module": identity.module,
-        "power_mode": identity.power_mode,
+        "module": identity.module or board.module(),
+        "power_mode": identity.power_mode or board.power_mode(),
         "gpu": identity.gpu,
         "compute_capability": identity.compute_capability,
         "driver": identity.driver,
@@ -176,6 +188,7 @@ def _machine(gpu: Gpu | None, identity: MachineIdentity) -> dict[str, Any]:
         "gpu_memory_bytes": gpu.total_bytes if gpu else None,
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "os": platform.platform(),
         "python": platform.python_version(),
     }
@@ -196,6 +209,8 @@ def _document(
             "name": target.spec.name,
             "form": target.form,
             "bundle_digest": target.bundle_digest,
+            "provider": target.provider,
+            "threads": target.threads,
             "file": path.name,
             "plan": None if stamp is None else {"sha256": stamp.sha256, "tensorrt": stamp.tensorrt},
         },
@@ -219,11 +234,20 @@ def _show(target: _Target, results: list[_Result], machine: dict[str, Any]) -> N
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     console = Console()
-    known = [f"{name.replace('_', ' ')} {value}" for name, value in machine.items() if value]
+    known = [_known(name, value) for name, value in machine.items() if value]
+    if target.threads is not None:
+        known.append(f"threads {target.threads}")
     model = f"'{target.spec.name}' {target.form}, bundle {target.bundle_digest[:12]}"
     console.print(f"{model}; {results[0].figures.engine}", highlight=False)
     console.print(table)
     console.print("On: " + ", ".join(known), highlight=False)
+
+
+def _known(name: str, value: Any) -> str:
+    """Write one word of the machine's identity as people read it."""
+    if name.endswith("_bytes"):
+        name, value = name.removesuffix("_bytes"), f"{value / 1e9:.0f} GB"
+    return f"{name.replace('_', ' ')} {value}"
 
 
 def _title(result: _Result) -> str:
@@ -238,7 +262,7 @@ def _rows(result: _Result) -> Iterator[tuple[str, str]]:
         yield name.replace("_", "."), fewer if value is None else f"{value:.3f}"
     yield "copy", f"{split.copy:.3f}"
     yield "compute", f"{split.compute:.3f}"
-    yield "wait", "in compute" if split.wait is None else f"{split.wait:.3f}"
+    yield "wait", "not measured: in compute" if split.wait is None else f"{split.wait:.3f}"
     yield "samples/s", f"{figures.samples_per_s:.1f} (batch {figures.batch})"
     yield "process", f"{result.process_bytes / 1e6:.0f} MB"
     if result.gpu_bytes is not None:

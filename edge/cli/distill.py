@@ -1,9 +1,11 @@
-"""`edge distill`: train a student on a recording."""
+"""`edge distill`: train a student on a recording, or the INT8 self of one that is trained."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `edge distill`."""
     parser.add_argument("recording", metavar="REC", type=Path)
-    parser.add_argument(
-        "--recipe", required=True, metavar="NAME", help="a recipe's name, or a .toml file"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", metavar="NAME", help="a recipe's name, or a .toml file")
+    what.add_argument(
+        "--quantize",
+        type=Path,
+        metavar="RUN",
+        help="train the INT8 self of this finished run instead: its own student, in float, is the "
+        "teacher, and parts need no labels",
     )
     add_run_arguments(parser, out="RUN", example="train.epochs=5")
     parser.add_argument(
@@ -36,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="teachers",
         action="append",
         metavar="NAME",
-        help="learn from this backbone instead of the recipe's (may be said again): "
-        "efficientnet_lite2, a Hugging Face folder, or a name on the hub",
+        help="learn from this (may be said again): a run that was trained before, which judges "
+        "the parts, or a backbone instead of the recipe's: efficientnet_lite2, a Hugging Face "
+        "folder, or a name on the hub",
     )
     parser.add_argument(
         "--targets",
@@ -60,7 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, then say where the run is and what to do next."""
-    from distill.dataset import without_unreadable
+    if arguments.quantize is not None:
+        from edge.cli.distill_quantize import run_quantize
+
+        return run_quantize(arguments)
+    return _run_distill(arguments)
+
+
+def _run_distill(arguments: argparse.Namespace) -> int:
     from distill.train import distill
     from distill.training.run_folders import RunFolders
     from edge.cli.progress import Progress, is_main_process
@@ -71,11 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     def train(journal: Journal, accelerator: Accelerator) -> RunRecord:
-        readable, told = recording, ""
+        own, known, remarks = recording, folders, list[str]()
         if arguments.skip_unreadable:
-            readable, told = without_unreadable(recording, Progress)
-        remarks = (told,) if told else ()
-        return distill(readable, recipe, folders, Progress, journal, accelerator, remarks)
+            own, opened, remarks = _readable(recording, recipe)
+            known = replace(folders, opened=opened)
+        return distill(own, recipe, known, Progress, journal, accelerator, tuple(remarks))
 
     record = run_training(arguments, folders, recipe, train)
     if record is None:
@@ -90,12 +106,36 @@ def _input(arguments: argparse.Namespace) -> tuple[Recipe, Recording]:
     from distill.recipe import load_recipe
     from edge.recording.format import Recording
 
-    overrides = list(arguments.overrides)
-    if arguments.teachers:
-        # A list of strings is written in TOML as it is in JSON.
-        names = json.dumps(arguments.teachers, ensure_ascii=False)
-        overrides.append(f"teacher.backbones={names}")
-    return load_recipe(arguments.recipe, tuple(overrides)), Recording.open(arguments.recording)
+    overrides = (*arguments.overrides, *_teachers(arguments.teachers or ()))
+    return load_recipe(arguments.recipe, overrides), Recording.open(arguments.recording)
+
+
+def _readable(
+    recording: Recording, recipe: Recipe
+) -> tuple[Recording, dict[Path, Recording], list[str]]:
+    """Leave out what cannot be read, of the stages' recordings too; say what of each."""
+    from distill.dataset import without_unreadable
+    from edge.cli.progress import Progress
+    from edge.recording.format import Recording
+
+    own, told = without_unreadable(recording, Progress)
+    opened, remarks = dict[Path, Recording](), [told]
+    for folder in {folder: None for stage in recipe.all_stages() for folder in stage.recordings}:
+        opened[folder], told = without_unreadable(Recording.open(folder), Progress)
+        remarks.append(told)
+    return own, opened, [remark for remark in remarks if remark]
+
+
+def _teachers(names: Sequence[str]) -> Iterator[str]:
+    """Yield the overrides that name backbones, and runs, in the recipe's stead."""
+    from distill.checkpoint import RECORD_FILE
+
+    runs = [name for name in names if (Path(name) / RECORD_FILE).is_file()]
+    backbones = [name for name in names if name not in runs]
+    for key, those in (("backbones", backbones), ("runs", runs)):
+        if those:
+            # A list of strings is written in TOML as it is in JSON.
+            yield f"teacher.{key}={json.dumps(those, ensure_ascii=False)}"
 
 
 def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:

@@ -106,7 +106,9 @@ def _table(evaluation: Evaluation, spec: ModelSpec) -> list[str]:
     rule = spec.rule.threshold
     origin = f"{rule.false_alarm_budget:.1%} false alarms on {rule.normals} held-out normal parts"
     rows = [("samples", str(evaluation.n)), ("AUROC", _area(evaluation.auroc))]
-    rows += [(f"  {name}", _area(area)) for name, area in evaluation.auroc_by_label.items()]
+    for name, area in evaluation.auroc_by_label.items():
+        new = " (no class of the model's)" if name in evaluation.unknown_labels else ""
+        rows.append((f"  {name}{new}", _area(area)))
     rows += [
         ("AUROC, image only", _area(evaluation.auroc_image_only)),
         ("AUROC, sensor only", _area(evaluation.auroc_sensor_only)),

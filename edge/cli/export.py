@@ -7,18 +7,24 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge.artefact import check_free, digest_of_file, new_folder
 from edge.bundle import FORM_FILES, FP32_FILE, MANIFEST_FILE, CompileCheck
+from edge.cli.export_table import draw_worst, show, worst_path
 from edge.cli.progress import Progress
 from edge.errors import AnswerIsNo, InputError
+from edge.recording.contact_sheet import PNG_MAGIC
 from edge.recording.format import Recording, SampleRow
 
 if TYPE_CHECKING:
     from distill.checkpoint import RunRecord
     from distill.students.student import Student
+    from edge.model_spec import ModelSpec
     from edge.reference import Reference
     from edge.scorer import Scorer
     from export.calibration import CalibrationSet
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_SAMPLES = 128
 _PRECISIONS = ("int8", "fp16", "int4-weights", "auto", "fp8")  # fp8 is refused, with the reason
+_WITH_RANGES = ("int8", "auto")  # these are read from calibration samples
 _METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
 
@@ -64,11 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default 0)")
     parser.add_argument(
+        "--frame",
+        default="",
+        metavar="WxH",
+        help="the size of the station's frames, which the graph takes whole (default: that of the "
+        "recording's frames); model: the station resizes frames of any size on its CPU",
+    )
+    parser.add_argument(
         "--training",
         type=Path,
         metavar="REC",
-        help="the recording that the run was trained on, where --calibration is another: the "
-        "distance between the two is then shown, and refused where it is too far",
+        help="the recording that the run was trained on, where --calibration is another and the "
+        "run is so old that it keeps no figures of its parts to compare by",
     )
     _add_int8_arguments(parser.add_argument_group("INT8"))
 
@@ -79,7 +93,8 @@ def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
         choices=_METHODS,
         default="auto",
         help="how a range is read from the samples (default auto: the one by which scores move "
-        "least, on other training samples)",
+        "least, on other training samples; for the run of an INT8 self, the ranges that it was "
+        "trained with)",
     )
     group.add_argument(
         "--smooth",
@@ -103,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write FP32 and the form asked for, prove both, have NVIDIA build them, and pack."""
     out: Path = arguments.out
     check_free(out, force=arguments.force, mark=MANIFEST_FILE)
+    check_free(worst_path(out), force=True, magic=PNG_MAGIC)
     with _step("Reading the run and the calibration recording"):
         from export.forms import made_forms, refuse_fp8
 
@@ -111,7 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         from device_agents.engine.on_onnxruntime import default_threads, engine_from_onnx
         from distill.checkpoint import RECORD_FILE, read_record, student_from_run
-        from export.calibration import calibration_set
+        from export.calibration import MINIMUM_SAMPLES, calibration_set
+        from export.frame import recording_of_frames
         from export.golden import write_golden
         from export.onnx_graph import fp32_onnx_from_student, spec_for_batch
         from export.pack import Proof, bundle_from, provenance_of
@@ -123,20 +140,34 @@ def run(arguments: argparse.Namespace) -> int:
         record, student = read_record(arguments.run), student_from_run(arguments.run)
         if record.spec.rule is None:
             raise _without_rule(arguments.run)
-        spec = spec_for_batch(record.spec, arguments.batch)
-        recording = Recording.open(arguments.calibration)
+        student_spec = spec_for_batch(record.spec, arguments.batch)
+        opened = Recording.open(arguments.calibration)
+        frame, recording = recording_of_frames(opened, arguments.frame, student_spec.image)
+        spec = msgspec.structs.replace(student_spec, frame=frame)
+        _say(f"  {_about_frames(spec, recording, opened)}")
         calibration = calibration_set(
-            recording, spec, samples=arguments.samples, seed=arguments.seed
+            recording,
+            student_spec,
+            samples=arguments.samples,
+            seed=arguments.seed,
+            fewest=MINIMUM_SAMPLES if arguments.precision in _WITH_RANGES else 1,
         )
         rows = held_out_rows(recording)
         unlike = _unlike(student, record, calibration, arguments.training)
     with new_folder(out, force=arguments.force, mark=MANIFEST_FILE) as folder:
         with _step("Writing the FP32 ONNX"):
             fp32_onnx_from_student(student, spec, folder / FP32_FILE)
-        trial, fp32 = _trial(folder, student, calibration, recording, rows)
+        trial, fp32 = _trial(folder, student, calibration, spec, rows)
+        if record.int8 is not None:
+            trial = replace(trial, trained=record.int8.inputs)
         with _step(f"Making {arguments.precision}"):
             forms = made_forms(trial, arguments.precision, _choices(arguments))
-        shipped, checks = _compiled(folder, forms, trial.reference)
+        try:
+            shipped, checks = _compiled(folder, forms, trial.reference)
+        except AnswerIsNo:
+            _draw_worst(out, trial, student, recording, forms[0])
+            raise
+        _draw_worst(out, trial, student, recording, shipped)
         sizes = _only(folder, (fp32, *forms), shipped)
         with engine_from_onnx(folder / FORM_FILES[shipped.name], spec) as scorer:
             golden = write_golden(folder, recording, rows, scorer, shipped.judged)
@@ -156,8 +187,6 @@ def run(arguments: argparse.Namespace) -> int:
             calibration_differences=unlike,
         )
         bundle = bundle_from(folder, spec, proof, provenance)
-    from edge.cli.export_table import show
-
     show(bundle.manifest, out, (fp32, *forms), sizes)
     return 0
 
@@ -177,7 +206,7 @@ def _trial(
     folder: Path,
     student: Student,
     calibration: CalibrationSet,
-    recording: Recording,
+    spec: ModelSpec,
     rows: Sequence[SampleRow],
 ) -> tuple[Trial, Form]:
     """Judge the held-out samples with the checkpoint and the FP32 ONNX; AnswerIsNo where apart."""
@@ -188,8 +217,7 @@ def _trial(
     from export.judge import judged_by
     from export.parity import BUDGETS, ONNX_FP32, check_budget
 
-    spec = calibration.spec
-    split = rows[0].split
+    recording, split = calibration.recording, rows[0].split
 
     def judge(scorer: Scorer, name: str) -> list[Judged]:
         title = f"Judging {len(rows)} samples of split '{split}', {name}"
@@ -200,10 +228,13 @@ def _trial(
 
     keep = (*HEADS, *EMBEDDINGS)
     with _step(f"Comparing verdicts on {len(rows)} samples of split '{split}'"):
-        with StudentScorer(student, spec) as trained:
+        with StudentScorer(student, calibration.spec) as trained:
             reference = judge(trained, "checkpoint")
         trial = Trial(
-            folder, student, calibration, keep, reference, load, judge, say=_say, progress=Progress
+            *(folder, student, calibration, keep, reference, load, judge),
+            frame=spec.frame,
+            say=_say,
+            progress=Progress,
         )
         fp32 = judged_form(trial, "fp32")
         check_budget(
@@ -216,23 +247,52 @@ def _trial(
     return trial, fp32
 
 
+def _about_frames(spec: ModelSpec, recording: Recording, opened: Recording) -> str:
+    """Say who resizes frames, and which samples were left out for theirs."""
+    from export.frame import size_text
+
+    if spec.frame is None:
+        return f"frames of any size are brought to {size_text(spec.image)} on the station's CPU"
+    whole = (
+        f"frames of {size_text(spec.frame)} go in whole, to {size_text(spec.image)} in the graph"
+    )
+    left_out = len(opened.rows) - len(recording.rows)
+    return f"{whole}; {left_out} samples of other sizes are left out" if left_out else whole
+
+
 def _unlike(
     student: Student, record: RunRecord, calibration: CalibrationSet, training: Path | None
 ) -> dict[str, float] | None:
     """Compare the calibration's recording with the training's. Raises InputError where unlike."""
     from distill.checkpoint import StudentScorer
-    from export.likeness import differences_between, refuse_unlike
+    from export.likeness import described, differences_between, refuse_unlike
 
     recording = calibration.recording
     if recording.digest() == record.recording_digest:
         _say("  calibration samples are of the recording that the run was trained on")
         return {}
-    if training is None:
+    scorer = StudentScorer(student, record.spec)
+    trained = record.normals
+    if training is not None:
+        parts = _trained_on(record, training)
+        trained = described(scorer, parts, parts.rows_in("train", do="Give the whole recording."))
+    if trained is None:
         _say(
             "  NOT COMPARED with the training samples: the run was trained on another recording "
-            f"('{record.recording}'); give it as --training"
+            f"('{record.recording}') and keeps no figures of it; give it as --training"
         )
         return None
+    found = differences_between(trained, described(scorer, recording, calibration.rows))
+    _say(
+        f"  deviations from {trained.samples} normal training samples: "
+        f"{', '.join(map(str, found[:4]))}"
+    )
+    refuse_unlike(found, recording)
+    return {one.figure: one.deviations for one in found}
+
+
+def _trained_on(record: RunRecord, training: Path) -> Recording:
+    """Open the recording given as --training. Raises InputError where it is another."""
     trained = Recording.open(training)
     if trained.digest() != record.recording_digest:
         raise InputError(
@@ -242,14 +302,7 @@ def _unlike(
             found=f"{training}, digest {trained.digest()[:12]}",
             do="Give that recording, unchanged, or leave --training out.",
         )
-    found = differences_between(
-        StudentScorer(student, record.spec),
-        (trained, trained.rows_in("train", do="Give the whole recording.")),
-        (recording, calibration.rows),
-    )
-    _say(f"  deviations from the training samples: {', '.join(map(str, found[:4]))}")
-    refuse_unlike(found, recording)
-    return {one.figure: one.deviations for one in found}
+    return trained
 
 
 def _only(folder: Path, forms: Sequence[Form], shipped: Form) -> dict[str, int]:
@@ -292,9 +345,21 @@ def _compiled(
     return shipped, tuple(checks)
 
 
+def _draw_worst(
+    out: Path, trial: Trial, student: Student, recording: Recording, form: Form
+) -> None:
+    """Draw the form's worst samples beside the bundle, or where one would have been."""
+    from distill.checkpoint import StudentScorer
+
+    checkpoint = StudentScorer(student, trial.calibration.spec)
+    with trial.load(trial.folder / FORM_FILES[form.name]) as scorer:
+        draw_worst(out, recording, form, checkpoint, scorer)
+    _say(f"  the samples that {form.name} judges worst are drawn in {worst_path(out)}")
+
+
 def _reference(scorer: Scorer, recording: Recording, rows: Sequence[SampleRow]) -> Reference | None:
     """Measure what held-out normal parts look like, for the device to see drift by."""
-    from export.reference import reference_of
+    from distill.evaluation.reference import reference_of
 
     title = "Measuring the reference on normal parts"
     with _step(title):

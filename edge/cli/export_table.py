@@ -1,4 +1,4 @@
-"""What `edge export` prints: the forms side by side, and how the INT8 one was made."""
+"""What `edge export` shows: the forms side by side, how INT8 was made, and the worst samples."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge.artefact import new_file
 from edge.bundle import FORM_FILES, CompileCheck, Manifest, Quantisation
+from edge.recording.contact_sheet import PNG_MAGIC
+from edge.recording.format import Recording
 
 if TYPE_CHECKING:
+    from edge.scorer import Scorer
     from export.forms import Form
 
 _ROWS = (
@@ -50,8 +54,25 @@ def show(manifest: Manifest, out: Path, forms: Sequence[Form], sizes: dict[str, 
             console.print(line, highlight=False)
     reference = manifest.reference or "none: no normal part was held out, so no drift is seen"
     console.print(f"Reference: {reference}", highlight=False)
+    console.print(f"Worst samples, drawn: {worst_path(out)}", highlight=False)
     console.print(f"Bundle: {out}", highlight=False)
     console.print(f"Next: edge verify {out}", highlight=False)
+
+
+def worst_path(out: Path) -> Path:
+    """Return where the worst samples are drawn: beside the bundle, for it may come to none."""
+    return out.with_name(out.name + ".worst.png")
+
+
+def draw_worst(
+    out: Path, recording: Recording, form: Form, checkpoint: Scorer, scorer: Scorer
+) -> None:
+    """Draw what the form judges worst, in place of an earlier such drawing."""
+    from export.worst_sheet import worst_sheet
+
+    sheet = worst_sheet(form.parity.worst, recording, checkpoint, scorer, form.name)
+    with new_file(worst_path(out), force=True, magic=PNG_MAGIC) as path:
+        sheet.save(path, format="PNG")
 
 
 def _title(form: Form, manifest: Manifest) -> str:

@@ -27,7 +27,8 @@ def contact_sheet(recording: Recording) -> Image.Image:
     labels = list(recording.header.classes)
     labels += [UNLABELLED] if any(row.label == UNLABELLED for row in recording.rows) else []
     chosen = {label: _read(recording, label) for label in labels}
-    ranges = _ranges(recording, [sample for cells in chosen.values() for _, sample in cells])
+    samples = [sample for cells in chosen.values() for _, sample in cells]
+    ranges = ranges_of(samples, len(recording.header.channels))
     cell_height = CELL_PX + TRACE_PX * len(recording.header.channels) + TEXT_PX
     row_height = TEXT_PX + GAP_PX + cell_height + GAP_PX
     size = (GAP_PX + COLUMNS * (CELL_PX + GAP_PX), TEXT_PX + 2 * GAP_PX + row_height * len(chosen))
@@ -41,7 +42,9 @@ def contact_sheet(recording: Recording) -> Image.Image:
         for column, (row, sample) in enumerate(cells):
             left = GAP_PX + column * (CELL_PX + GAP_PX)
             picture = marked_picture(recording, row, sample)
-            _draw_cell(sheet, (left, top + TEXT_PX), picture, sample, ranges)
+            values = None if sample.window is None else sample.window.values
+            corner = (left, top + TEXT_PX)
+            draw_cell(sheet, corner, picture, values, ranges, sample.sample_id[-32:])
     return sheet
 
 
@@ -61,10 +64,10 @@ def _read(recording: Recording, label: str) -> list[tuple[SampleRow, Sample]]:
     return sorted(cells, key=lambda cell: cell[0].captured_at or "")
 
 
-def _ranges(recording: Recording, samples: Sequence[Sample]) -> list[tuple[float, float]]:
+def ranges_of(samples: Sequence[Sample], channels: int) -> list[tuple[float, float]]:
     """Lowest and highest finite reading of each channel over the sheet."""
     ranges = []
-    for channel in range(len(recording.header.channels)):
+    for channel in range(channels):
         readings = [s.window.values[channel] for s in samples if s.window is not None]
         finite = [values[np.isfinite(values)] for values in readings]
         lows = [float(values.min()) for values in finite if values.size]
@@ -91,13 +94,18 @@ def marked_picture(recording: Recording, row: SampleRow, sample: Sample) -> Imag
     return picture
 
 
-def _draw_cell(
+def draw_cell(  # noqa: PLR0913, PLR0917 (where, what of both modalities, and its name)
     sheet: Image.Image,
     corner: tuple[int, int],
     picture: Image.Image,
-    sample: Sample,
+    values: NDArray[np.float32] | None,
     ranges: Sequence[tuple[float, float]],
+    caption: str,
 ) -> None:
+    """Draw one sample: its picture, below it one trace for each of `ranges`, below them a line.
+
+    The picture fits a cell already; `values` [C, T] are its readings, None where it has none.
+    """
     left, top = corner
     offset = (CELL_PX - picture.width) // 2, (CELL_PX - picture.height) // 2
     sheet.paste(picture, (left + offset[0], top + offset[1]))
@@ -106,13 +114,13 @@ def _draw_cell(
     for channel, scale in enumerate(ranges):
         box = (left, below + 2, left + CELL_PX - 1, below + TRACE_PX - 2)
         draw.rectangle(box, outline=FAINT)
-        if sample.window is None:
+        if values is None:
             write_text(draw, (left + 6, below + 12), "no window")
         else:
             colour = TRACE_COLOURS[channel % len(TRACE_COLOURS)]
-            draw_trace(draw, box, sample.window.values[channel], scale, colour)
+            draw_trace(draw, box, values[channel], scale, colour)
         below += TRACE_PX
-    write_text(draw, (left, below), sample.sample_id[-32:])
+    write_text(draw, (left, below), caption)
 
 
 def _outline(recording: Recording, row: SampleRow, size: tuple[int, int]) -> Image.Image | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from distill.quantization import int8
 from export.onnx_graph import quiet
 from export.quantization.ranges import LEVELS, Histogram, Method, range_of
 
@@ -20,7 +21,7 @@ with quiet():  # torchao announces each CUDA extension that a CPU machine lacks
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 State = Literal["float", "watch", "int8"]
-FINEST_SCALE = 2.0**-20  # an operand that was always 0 still gets a scale above 0
+FINEST_SCALE = int8.FINEST_SCALE
 
 
 class _Operand(ObserverBase):  # type: ignore[misc] # torchao is untyped
@@ -96,9 +97,7 @@ class PerChannelWeight(_Operand):
     def scales_of(self, weight: Tensor) -> Tensor:
         """Return the scales [C] of `weight`, computed once."""
         if self.scales_C is None:
-            others = [axis for axis in range(weight.ndim) if axis != self.ch_axis]
-            largest_C = weight.detach().abs().amax(others)
-            self.scales_C = (largest_C / LEVELS).clamp_min(FINEST_SCALE)
+            self.scales_C = int8.weight_scales(weight, self.ch_axis)
         return self.scales_C
 
     def forget(self) -> None:

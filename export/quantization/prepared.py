@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from export.quantization.ranges import Histogram, Method
 
 with quiet():
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+_QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class PreparedStudent:
         module.graph.eliminate_dead_code()
         module.recompile()
         with quiet(), torch.no_grad():
-            module = convert_pt2e(module)
+            module = convert_pt2e(module, fold_quantize=False)
+            _store_weights(module)
         names = {layer for unit in returned for layer in unit.layers}
         return QdqStudent(
             module,
@@ -239,6 +243,38 @@ def _quantise_weights_where_read(module: GraphModule) -> None:
         if isinstance(_observer(module, operand), PerChannelWeight) and len(operand.users) == 1:
             node.prepend(operand)
     module.recompile()
+
+
+def _store_weights(module: GraphModule) -> None:
+    """Put each weight into the graph as int8, in place of the operation that quantises it.
+
+    torchao's own folding computes every weight back in float as well, and leaves memory in pieces:
+    what is kept lies between what is freed. Here its place is taken first.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is not _QUANTIZE_WEIGHT:
+            continue
+        values = [_value(module, argument) for argument in node.args]
+        codes = torch.empty(values[0].shape, dtype=torch.int8)
+        codes.copy_(_QUANTIZE_WEIGHT(*values))
+        name = f"{node.name}_int8"
+        module.register_buffer(name, codes)
+        with module.graph.inserting_before(node):
+            stored = module.graph.get_attr(name)
+        stored.meta.update(node.meta)
+        node.replace_all_uses_with(stored)
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _value(module: GraphModule, argument: object) -> Any:
+    """Return what an argument stands for: a tensor of the module, or itself."""
+    if not isinstance(argument, Node):
+        return argument
+    assert argument.op == "get_attr", "a weight is stored, not computed"
+    owner, _, name = str(argument.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 def _units_of(module: GraphModule) -> tuple[Unit, ...]:

@@ -21,11 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.quantization import int8
+
 Method = Literal["max", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("max", "percentile", "entropy", "mse")
 
 BINS = 2048
-LEVELS = 127  # of magnitude above 0: symmetric int8 without -128
+LEVELS = int8.LEVELS
 PERCENTILE = 0.9999
 _FIRST_BIN = 128  # entropy: fewer bins than levels say nothing
 _STRIDE = 8  # bins between two candidates of entropy

@@ -1,17 +1,20 @@
-"""The bundle's reference, from the held-out normal parts that the thresholds stand on too.
+"""What normal parts look like to a model: of the training parts in a run, of held-out in a bundle.
 
-Each part is seen as the device sees it: `prepare`, the INT8 model, the rule. The device then holds
-what comes in against these figures (drift), and never changes a verdict by them.
+Each part is seen as the device sees it: `prepare`, the model, the rule. By a run's reference,
+`edge export` sees whether calibration samples are like the training's; by a bundle's, the device
+sees drift. Neither ever changes a verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.dataset import Progress
 from edge.model_spec import ModelSpec
 from edge.prepare import model_inputs
 from edge.recording.format import Recording, SampleRow
@@ -30,9 +33,9 @@ from edge.reference import (
     window_figures,
 )
 from edge.sample import Sample
-from edge.scorer import Scorer
-from export.judge import verdict_from
+from edge.scorer import Scorer, verdict_from
 
+COMPARED_PARTS = 128  # of a recording: enough for a middle and a deviation
 _LEAST_PASSED = 2  # one embedding has no distance to itself
 
 
@@ -62,6 +65,22 @@ class _Seen:
         if verdict_from(scores, inputs, spec).decision == "pass":
             self.scores.append(scores.anomaly_score)
             self.embeddings.append(scores.embedding)
+
+
+def normal_rows(recording: Recording, rows: Sequence[SampleRow]) -> tuple[SampleRow, ...]:
+    """Return at most `COMPARED_PARTS` normal samples of `rows`, spread evenly over them."""
+    normal = [row for row in rows if row.label == recording.normal_class]
+    step = max(1, math.ceil(len(normal) / COMPARED_PARTS))
+    return tuple(normal[::step])
+
+
+def reference_of_training(
+    scorer: Scorer, recording: Recording, rows: Sequence[SampleRow], progress: Progress
+) -> Reference | None:
+    """Measure some of the normal ones among the rows that a run learned from."""
+    some = normal_rows(recording, rows)
+    numbers = progress("what normal parts look like")(range(len(some)))
+    return reference_of(scorer, recording, (some[number] for number in numbers))
 
 
 def reference_of(

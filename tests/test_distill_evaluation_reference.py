@@ -15,13 +15,13 @@ from export_stand_in import (
 from device_agents.engine.on_onnxruntime import engine_from_onnx
 from device_agents.inspector.drift import LEAST, Drift
 from device_agents.pairing.pair import Paired
+from distill.evaluation.reference import reference_of
 from edge.artefact import digest_of_bytes
 from edge.bundle import Bundle, problems_of, write_manifest
 from edge.errors import InputError
 from edge.prepare import model_inputs
-from export.judge import verdict_from
+from edge.scorer import verdict_from
 from export.parity import held_out_rows
-from export.reference import reference_of
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,182 @@
+"""Trained runs as teachers: what they say of each copy, and which of them are refused."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from small_distillation import (
+    Order,
+    distilled,
+    edge,
+    quick_recipe,
+    quick_words,
+    silent,
+    small_recording,
+)
+
+from distill.adaptation.order import order_for
+from distill.augment.copies import Copies
+from distill.checkpoint import read_record, scorer_from_run
+from distill.dataset import training_parts
+from distill.label_share import with_labels_of
+from distill.students.student import Student
+from distill.targets.compute import look_over, targets_in
+from distill.training.batches import Batches
+from edge.errors import InputError
+from edge.prepare import model_inputs
+from edge.recording.format import Recording, SampleRow, write_recording
+from edge.sample import Channel
+
+SMALL = "image.pixel_budget=1024"
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Recording:
+    return small_recording(tmp_path_factory.mktemp("runs") / "rec", Order(size=(64, 64)))
+
+
+@pytest.fixture(scope="module")
+def run(recording, tmp_path_factory) -> Path:
+    """A run on images of 64 x 64."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    distilled(recording, folder, quick_recipe("image.pixel_budget=4096"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_run(recording, tmp_path_factory) -> Path:
+    """Another, on images of 32 x 32."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    distilled(recording, folder, quick_recipe(SMALL, "seed=5"))
+    return folder
+
+
+def taught_by(runs, recording: Recording, folder: Path, *overrides: str):
+    """Targets of a student at 32 x 32 whose teachers are the runs."""
+    named = f"teacher.runs={[str(one) for one in runs]}"
+    recipe = quick_recipe(SMALL, "loss.features=0", named, *overrides)
+    parts, stage = training_parts(recording, recipe), recipe.all_stages()[-1]
+    torch.manual_seed(0)
+    student = Student(parts.spec, recipe)
+    targets = targets_in(folder, parts, recipe, stage, student, silent)
+    return Batches(Copies(parts, recipe), targets, recipe, stage)
+
+
+def scores_by(run: Path, recording: Recording, row: SampleRow, withhold: str | None = None):
+    scorer = scorer_from_run(run)
+    return scorer.score(model_inputs(recording.read_sample(row), scorer.spec, withhold=withhold))
+
+
+@pytest.mark.parametrize(("view", "withheld"), list(enumerate((None, "sensor", "image"))))
+def test_a_run_speaks_of_a_part_as_it_would_at_a_station(
+    view, withheld, small_run, recording, tmp_path
+):
+    batches = taught_by([small_run], recording, tmp_path / "t")
+    for index in (0, 7, 17):
+        said = scores_by(small_run, recording, batches.copies.parts.rows[index], withheld)
+        classes_K = batches.targets.soft_labels[view, 0, index]
+        assert classes_K == pytest.approx(said.class_scores, abs=1e-5)
+        place = {0: 2, 1: 0, 2: 1}[view]  # of all, of the image, of the sensor
+        assert batches.targets.scores[0, index, place] == pytest.approx(
+            said.anomaly_score, abs=1e-5
+        )
+
+
+def test_a_run_with_sharper_eyes_sees_each_copy_at_its_own_size(run, recording, tmp_path):
+    batches = taught_by([run], recording, tmp_path / "t")
+    assert batches.targets.map.shape[2] == 4
+    row = batches.copies.parts.rows[3]
+    said = scores_by(run, recording, row)
+    assert batches.targets.soft_labels[0, 0, 3] == pytest.approx(said.class_scores, abs=1e-5)
+    copies_RK = batches.targets.soft_labels[0, :, 3]
+    assert len(copies_RK) == 2
+    assert np.abs(copies_RK[0] - copies_RK[1]).max() > 0.0, "a copy is judged as a copy"
+
+
+def test_several_runs_are_one_teacher_of_their_mean(run, small_run, recording, tmp_path):
+    both = taught_by([run, small_run], recording, tmp_path / "both").targets
+    apart = [
+        taught_by([one], recording, tmp_path / one.parent.name).targets for one in (run, small_run)
+    ]
+    assert np.asarray(both.soft_labels) == pytest.approx(
+        np.mean([one.soft_labels for one in apart], 0), abs=1e-6
+    )
+    assert len(both.remarks) == 2
+
+
+def test_unlabelled_parts_are_learned_from_a_run_alone(small_run, recording, tmp_path):
+    batches = taught_by([small_run], recording, tmp_path / "t", "targets.label_share=0.2")
+    parts = batches.copies.parts
+    unlabelled = np.isnan(parts.normal_N)
+    assert 0 < unlabelled.sum() < len(parts)
+    assert len(batches.taught_N) == len(parts)
+    assert np.isfinite(batches.targets.map).all()
+
+
+def test_a_run_that_knows_more_classes_than_the_labels_name_is_refused(
+    small_run, recording, tmp_path
+):
+    rows = with_labels_of(0.0, recording.rows, recording.normal_class, 0)
+    kept = [
+        new if old.split == "train" else old for new, old in zip(rows, recording.rows, strict=True)
+    ]
+    (tmp_path / "rec").mkdir()
+    (tmp_path / "rec" / "files").symlink_to(recording.folder / "files")
+    header = msgspec.structs.replace(recording.header, name="few")
+    write_recording(tmp_path / "rec", header, kept)
+    few = Recording.open(tmp_path / "rec")
+    with pytest.raises(InputError, match="classes"):  # the student knows one class, the run three
+        taught_by([small_run], few, tmp_path / "t")
+
+
+def test_on_the_command_line_a_run_is_a_teacher_like_any_other(small_run, recording, tmp_path):
+    done = edge(
+        *("distill", recording.folder, "--recipe", "tiny", "--out", tmp_path / "student"),
+        *quick_words((SMALL, "loss.features=0")),
+        *("--teacher", small_run),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "taught by a run of 'tiny'" in done.stdout
+    recipe = read_record(tmp_path / "student").recipe
+    assert recipe.teacher.runs == (str(small_run),)
+    assert recipe.teacher.backbones == ("efficientnet_lite2",), "the recipe's own stay"
+    adaptation = order_for(tmp_path / "student", recording).recipe
+    assert adaptation.teacher.runs == (), "on another line they know nothing"
+
+
+def test_targets_of_one_run_are_not_taken_for_those_of_another(run, small_run, recording, tmp_path):
+    taught_by([small_run], recording, tmp_path / "t")
+    with pytest.raises(InputError, match="another teacher"):
+        taught_by([run], recording, tmp_path / "t")
+
+
+def test_a_moved_run_is_still_the_same_teacher(small_run, recording, tmp_path):
+    first = taught_by([small_run], recording, tmp_path / "t").targets
+    (tmp_path / "elsewhere").symlink_to(small_run)
+    second = taught_by([tmp_path / "elsewhere"], recording, tmp_path / "t").targets
+    assert (first.map == second.map).all()
+
+
+OTHERS = {
+    "classes": Order(labels=("ok", "dent", "hum"), size=(32, 32)),
+    "channels": Order(channels=(Channel("drive_end", "g", 6000.0),), size=(32, 32)),
+    "readings": Order(readings=256, size=(32, 32)),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_run_of_other_classes_or_sensors_is_refused_at_the_door(case, small_run, tmp_path):
+    other = small_recording(tmp_path / "rec", OTHERS[case])
+    recipe = quick_recipe(SMALL, "loss.features=0", f'teacher.runs=["{small_run}"]')
+    parts, stage = training_parts(other, recipe), recipe.all_stages()[-1]
+    with pytest.raises(InputError, match=r"as a teacher") as caught:
+        look_over([(tmp_path / "t", parts, stage)], recipe, Student(parts.spec, recipe))
+    assert caught.value.do
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused_at_the_door(recording, tmp_path):
+    with pytest.raises(InputError, match="expected a run"):
+        taught_by([tmp_path / "nothing"], recording, tmp_path / "t")
