@@ -22,13 +22,17 @@ from torch import Tensor
 from distill.recipe import Recipe
 from distill.students.student import Student
 from edge.artefact import digest_of_file, new_file
+from edge.bundle import MANIFEST_FILE
 from edge.errors import InputError, MachineError
 from edge.model_spec import ModelSpec
+from edge.recording.format import HEADER_FILE
 from edge.reference import Reference
 from edge.scorer import ModelInputs, Scores, scores_from_outputs
 
 SCHEMA = 2
+_GO_ON = "go on with it by the command that began it and --resume"
 RECORD_FILE = "run.json"
+UNFINISHED = ".unfinished"  # ends the name of a run's folder until the run is done
 WEIGHTS_FILE = "student.pt"
 
 
@@ -132,11 +136,15 @@ def write_run(folder: Path, student: Student, record: RunRecord) -> None:
 def read_record(folder: Path) -> RunRecord:
     """Read a run's record. Raises InputError."""
     path = folder / RECORD_FILE
+    if not path.is_file():
+        raise _no_run(folder, _what_is_at(folder))
     try:
         content = path.read_bytes()
         schema = msgspec.json.decode(content).get("schema")
-    except (OSError, msgspec.DecodeError, AttributeError) as error:
-        raise _no_run(path, str(error)) from None
+    except OSError as error:
+        raise _no_run(folder, f"a {RECORD_FILE} that cannot be read ({error.strerror})") from None
+    except (msgspec.DecodeError, AttributeError):
+        raise _no_run(folder, f"a {RECORD_FILE} that is not the JSON of a record") from None
     if schema != SCHEMA:
         raise InputError(
             where=path,
@@ -147,7 +155,7 @@ def read_record(folder: Path) -> RunRecord:
     try:
         return msgspec.json.decode(content, type=RunRecord)
     except msgspec.ValidationError as error:
-        raise _no_run(path, str(error)) from None
+        raise _no_run(folder, f"a {RECORD_FILE} of another form ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -261,9 +269,25 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _no_run(path: Path, found: str) -> InputError:
+def _what_is_at(folder: Path) -> str:
+    """Say what a folder without a record is instead."""
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    if folder.name.endswith(UNFINISHED) and folder.is_dir():
+        return f"a run not yet finished ({_GO_ON})"
+    if not folder.exists():
+        beside = f"; a run not yet finished is {unfinished} ({_GO_ON})"
+        return "no such folder" + (beside if unfinished.is_dir() else "")
+    if not folder.is_dir():
+        return "a file"
+    for file, kind in ((HEADER_FILE, "a recording"), (MANIFEST_FILE, "a bundle")):
+        if (folder / file).is_file():
+            return kind
+    return f"a folder without {RECORD_FILE}"
+
+
+def _no_run(folder: Path, found: str) -> InputError:
     return InputError(
-        where=path.parent,
+        where=folder,
         expected=f"a run (a folder with {RECORD_FILE} and {WEIGHTS_FILE})",
         found=found,
         do="Check the path, or make a run with `edge distill`.",

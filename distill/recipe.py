@@ -368,20 +368,28 @@ def _refuse_contradictory_stage(stage: Stage, recipe: Recipe, path: Path) -> Non
 
 
 def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
-    """Make the stages' paths absolute: they are written relative to the recipe's file.
+    """Make paths absolute: they are written relative to the recipe's file.
 
-    A backbone is a path where it begins with a dot; else it is a name, or absolute already.
+    A teacher is a path where it begins with a dot; else it is a name, or stands as it is.
     """
 
     def absolute(path: str) -> str:
         return str((folder / path).resolve())
 
+    def teachers(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(absolute(name) if name.startswith(".") else name for name in names)
+
     stages = {
         name: msgspec.structs.replace(
             stage,
             recordings=tuple(map(absolute, stage.recordings)),
-            backbones=tuple(absolute(b) if b.startswith(".") else b for b in stage.backbones),
+            backbones=teachers(stage.backbones),
         )
         for name, stage in recipe.stages.items()
     }
-    return msgspec.structs.replace(recipe, stages=stages)
+    teacher = msgspec.structs.replace(
+        recipe.teacher,
+        backbones=teachers(recipe.teacher.backbones),
+        runs=teachers(recipe.teacher.runs),
+    )
+    return msgspec.structs.replace(recipe, teacher=teacher, stages=stages)

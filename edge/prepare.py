@@ -68,6 +68,22 @@ def image_tensor(pixels: NDArray[np.uint8], size: ImageInput) -> NDArray[np.uint
     return np.ascontiguousarray(pixels)[None]
 
 
+def is_resized(pixels: NDArray[np.uint8], spec: ModelSpec) -> bool:
+    """Tell whether pixels [H, W, 3] are of another size than the frames that a bundle is made for.
+
+    A model that takes images of the student's own size is made for no camera's frames.
+    """
+    return spec.frame is not None and pixels.shape[:2] != (spec.frame.height, spec.frame.width)
+
+
+def resized_text(count: int, frames: int, spec: ModelSpec) -> str:
+    """Say how many frames were of another size; an empty text where none was."""
+    if spec.frame is None or not count:
+        return ""
+    size = f"{spec.frame.width}x{spec.frame.height}"
+    return f"{count} of {frames} frames are not of {size}: each was resized on the CPU first"
+
+
 def sensor_tensor(
     window: Window | None, sensor: SensorInput, sample_id: str
 ) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from edge.readings import longest_run, rail_share
 
 FRAME_ROWS = 8  # stretches of three adjacent rows, spread evenly over the frame
 _BLACK, _WHITE = 3, 252  # 8-bit levels below and above which a pixel shows nothing
+_SIZE_SHARE = 0.1  # frames within this share of each other's size are sharp in the same sense
 _QUIET = 1e-9  # keeps a logarithm finite; far below any reading that means something
 
 
@@ -66,6 +67,11 @@ class FrameReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     black: Spread
     white: Spread
 
+    def is_of_size(self, longest_side: int) -> bool:
+        """Say whether the focus of a frame this many pixels long compares with these frames'."""
+        smallest, largest = self.longest_side
+        return (1 - _SIZE_SHARE) * smallest <= longest_side <= (1 + _SIZE_SHARE) * largest
+
 
 class ChannelReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One channel's windows, see `WindowFigures`. `low` and `high`: the extremes that were seen.
@@ -100,12 +106,14 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channels: tuple[ChannelReference, ...] = ()
 
     def __str__(self) -> str:
-        holds = [f"{len(self.scores.shares)} score bins"] if self.scores else ["no scores"]
+        holds = [f"{len(self.scores.shares)} score bins"] if self.scores else []
         if self.embedding:
             holds.append(f"embedding of {len(self.embedding.mean)}")
-        holds += [channel.name for channel in self.channels]
+        holds += [*(channel.name for channel in self.channels), "frames"]
+        measured = {"scores": self.scores, "an embedding": self.embedding}
+        missing = " and ".join(name for name, found in measured.items() if found is None)
         text = f"{self.samples} normal samples of {self.parts} parts, split '{self.split}' "
-        text += f"({', '.join(holds)}, frames)"
+        text += f"({', '.join(holds)}{f'; too few for {missing}' if missing else ''})"
         if self.parts < ENOUGH_PARTS:
             text += f": fewer than {ENOUGH_PARTS}, so that other good parts may look like drift"
         return text

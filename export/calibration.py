@@ -26,9 +26,8 @@ from edge.scorer import ModelInputs
 MINIMUM_SAMPLES = 32
 SPARE_SAMPLES = 32
 MORE_PARTS = (
-    "a recording with more samples of the line, which need not be the one that the run was adapted "
-    "to: more kinds of parts and more of each make INT8 ranges truer. Until there is one, "
-    "--precision fp16 ships the run without any ranges"
+    "a recording with more samples of the line: more kinds of parts and more of each make INT8 "
+    "ranges truer. Until there is one, --precision fp16 ships the run without any ranges"
 )
 _WITHHELD_EVERY = 4
 
@@ -64,17 +63,19 @@ class CalibrationSet:
         return digest_of_bytes(msgspec.json.encode(drawn))
 
 
-def calibration_set(
+def calibration_set(  # noqa: PLR0913 (what to draw from, how much, and what to say of too few)
     recording: Recording,
     spec: ModelSpec,
     *,
     samples: int,
     seed: int = 0,
     fewest: int = MINIMUM_SAMPLES,
+    too_few: str = f"Calibrate on {MORE_PARTS}.",
 ) -> CalibrationSet:
     """Draw `samples` training rows, all labels in turn. Raises InputError when it is no base.
 
     Fewer than `fewest` are none: a form whose ranges nobody sets is content with less than INT8.
+    `too_few` is what to do then, by the command that asks.
     """
     split = TRAIN_SPLIT
     rows = recording.rows_in(
@@ -88,7 +89,7 @@ def calibration_set(
             where=recording.folder,
             expected=f"at least {fewest} calibration samples",
             found=f"too few (split '{split}' has {len(rows)})",
-            do=f"Calibrate on {MORE_PARTS}.",
+            do=too_few,
         )
     if samples < fewest:
         raise InputError(

@@ -32,7 +32,7 @@ from export.calibration import CalibrationSet
 from export.half_precision import half_precision
 from export.judge import Judged
 from export.onnx_graph import onnx_from_module
-from export.parity import BUDGETS, check_budget, excesses, parity_of
+from export.parity import BUDGETS, ONNX_INT8, check_budget, excesses, parity_of
 from export.quantization.choices import (
     Effect,
     Measure,
@@ -110,6 +110,23 @@ def refuse_fp8(precision: str) -> None:
             expected="a form that the Orin's GPU computes in: " + ", ".join(PRECISIONS),
             found="fp8, whose arithmetic begins with SM 8.9, while every Orin has SM 8.7",
             do="Choose --precision int8, which the Orin runs at twice FP16's rate, or auto.",
+        )
+
+
+def refuse_untrained(choices: Int8Choices, student: nn.Module, run: Path) -> None:
+    """Raise InputError where an INT8 self is asked for in int8 where it was not trained in it."""
+    has_convolutions = any(isinstance(one, nn.Conv1d | nn.Conv2d) for one in student.modules())
+    asked = {
+        "--int8-attention": choices.attention,
+        "--int8-convolutions": choices.convolutions and has_convolutions,
+    }
+    untrained = " and ".join(option for option, is_asked in asked.items() if is_asked)
+    if untrained and choices.method == "auto":
+        raise InputError(
+            where=run,
+            expected="to write in int8 what the run was trained with in int8",
+            found=f"{untrained}: that it was not trained with",
+            do=f"Leave out {untrained}, or name a --calibration-method to measure all ranges anew.",
         )
 
 
@@ -196,8 +213,8 @@ def _returned(
         left = [unit for unit in prepared.units if unit not in returned]
         with prepared.playing("int8", left):
             judged = trial.judge(prepared, f"{len(left)} of {len(prepared.units)} units in int8")
-        parity = parity_of("onnx-int8", trial.reference, judged)
-        if not excesses(parity, BUDGETS["onnx-int8"], trial.reference):
+        parity = parity_of(ONNX_INT8, trial.reference, judged)
+        if not excesses(parity, BUDGETS[ONNX_INT8], trial.reference):
             break
     return returned
 

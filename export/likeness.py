@@ -6,7 +6,7 @@ parity check, which judges parts of the same recording, would not see it. So bot
 normal parts are described by the figures of a reference (a run keeps that of its own: see
 `RunRecord.normals`), and the middles are compared in deviations of the training's: the embedding
 alone is not enough, for a student that hardly looks at the image has an embedding that hardly
-changes with it.
+changes with it. Only the focus of frames of another size is left out: see `FrameReference`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from edge.reference import ChannelReference, Reference, Spread
 from edge.scorer import Scorer
 
 REFUSED_BEYOND = 4.0  # deviations
+_FOCUS = "focus"
+_NAMED_FIGURES = 4
 
 # A line that hardly varies would make any difference a large one: no deviation counts as less.
 _LEAST_LEVEL = 0.03  # of full scale: brightness, and shares of black and white pixels
@@ -63,6 +65,13 @@ def differences_between(training: Reference, calibration: Reference) -> tuple[Di
     return tuple(sorted(found, key=lambda difference: -difference.deviations))
 
 
+def deviations_text(differences: tuple[Difference, ...]) -> str:
+    """Name the largest differences, and say where the focus is none of them."""
+    text = ", ".join(map(str, differences[:_NAMED_FIGURES]))
+    compared = any(one.figure == _FOCUS for one in differences)
+    return text if compared else f"{text} ({_FOCUS} not compared: frames of another size)"
+
+
 def refuse_unlike(differences: tuple[Difference, ...], calibration: Recording) -> None:
     """Raise InputError where a figure lies beyond `REFUSED_BEYOND` deviations."""
     beyond = [one for one in differences if one.deviations > REFUSED_BEYOND]
@@ -79,7 +88,8 @@ def refuse_unlike(differences: tuple[Difference, ...], calibration: Recording) -
 
 def _differences(training: Reference, calibration: Reference) -> Iterator[Difference]:
     frame, other = training.frame, calibration.frame
-    yield _between("focus", frame.focus, other.focus, _LEAST_LOG)
+    if all(map(frame.is_of_size, other.longest_side)):
+        yield _between(_FOCUS, frame.focus, other.focus, _LEAST_LOG)
     yield _between("brightness", frame.level, other.level, _LEAST_LEVEL)
     yield _between("black pixels", frame.black, other.black, _LEAST_LEVEL)
     yield _between("white pixels", frame.white, other.white, _LEAST_LEVEL)

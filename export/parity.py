@@ -106,13 +106,22 @@ def excesses(parity: Parity, budget: Budget, judged: Sequence[Judged]) -> list[s
         over.append("a score is no number")
     elif budget.score_error is not None and not parity.max_score_error <= budget.score_error:
         over.append(f"a score differs by {parity.max_score_error:.2g} > {budget.score_error:g}")
-    normal = sum(one.normal for one in judged)
-    pair = 1.0 / max(1, normal * (len(judged) - normal))
-    limit = max(budget.auroc_difference, pair + 1e-9)
+    limit = max(budget.auroc_difference, 1.0 / max(1, _pairs(judged)) + 1e-9)
     difference = parity.auroc_difference
     if difference is not None and not abs(difference) <= limit:
         over.append(f"AUROC differs by {difference:+.4f} > {limit:.2g}")
     return over
+
+
+def budget_text(parity: Parity, budget: Budget, judged: Sequence[Judged]) -> str:
+    """Say what is over `budget`, or that it holds, and where only for so few samples."""
+    over = excesses(parity, budget, judged)
+    if over:
+        return "; ".join(over)
+    difference = parity.auroc_difference
+    if difference is None or abs(difference) <= budget.auroc_difference:
+        return "holds"
+    return f"holds (one pair of {_pairs(judged)} may swap)"
 
 
 def check_budget(parity: Parity, budget: Budget, judged: Sequence[Judged], *, do: str) -> None:
@@ -162,6 +171,12 @@ def _components(judged: Sequence[Judged], normal: NDArray[np.bool_]) -> NDArray[
         below = (ranks[kind] - stats.rankdata(scores[kind])) / (~kind).sum()
         shares[kind] = below if kind is not normal else 1.0 - below
     return shares
+
+
+def _pairs(judged: Sequence[Judged]) -> int:
+    """Count the pairs of a normal and a defective sample: one of them is the AUROC's step."""
+    normal = sum(one.normal for one in judged)
+    return normal * (len(judged) - normal)
 
 
 def _flipped(reference: Sequence[Judged], candidate: Sequence[Judged]) -> list[int]:

@@ -36,7 +36,7 @@ from distill.students.relation import Relation
 from distill.training.processes import accelerator_for
 from distill.training.run_folders import RunFolders, make_room
 from edge.cli.main import main
-from edge.errors import InputError, MachineError
+from edge.errors import AnswerIsNo, InputError, MachineError
 from edge.recording.format import Recording
 from edge.sample import Channel
 from export.onnx_graph import example_inputs
@@ -231,7 +231,7 @@ def test_an_adaptation_killed_and_resumed_has_the_weights_of_the_unbroken_one(
     told = capsys.readouterr().out
     assert "5 parts, few-shot" in told
     assert f"needs 32 samples to calibrate on, and {other_line.folder} has 18" in told
-    assert "--precision fp16 ships the run without any ranges" in told
+    assert "--precision fp16 ships the run without any ranges. It need not be the rec" in told
     assert "not learned: class 'ok': 4 parts are too few to judge" in told
     assert "n = 6 normal, 12 others" in told
 
@@ -310,6 +310,18 @@ def test_corrupt_weights_are_refused_before_any_work(
     with pytest.raises(InputError, match="found other weights"):
         adapted(order_for(tmp_path / "run", other_line), tmp_path / "run2")
     assert not (tmp_path / "run2.unfinished" / "targets").exists()
+
+
+def test_an_adaptation_that_diverges_names_the_key_that_adapt_takes(
+    trained: Path, other_line: Recording, tmp_path: Path
+):
+    for few_shot, key in ((True, "few_shot_learning_rate"), (False, "learning_rate")):
+        order = order_for(trained, other_line, (*QUICKLY, f"adapt.{key}=1e30"))
+        train = msgspec.structs.replace(order.recipe.train, learning_rate=1e30)
+        recipe = msgspec.structs.replace(order.recipe, train=train)
+        parts = replace(order.parts, few=few_shot)
+        with pytest.raises(AnswerIsNo, match=rf"--set adapt\.{key}=\.\.\."):
+            adapted(replace(order, parts=parts, recipe=recipe), tmp_path / key)
 
 
 def test_a_recording_that_cannot_teach_this_run_is_refused(

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 from small_distillation import (
     Order,
     change_file,
@@ -12,8 +13,10 @@ from small_distillation import (
     quick_recipe,
     small_recording,
 )
+from small_station import BAD, GOOD, spec_of, write_bundle, write_squares
 
 from edge.cli.main import main
+from edge.model_spec import ImageInput
 from edge.recording.format import Recording
 from edge.sample import Channel
 
@@ -74,6 +77,20 @@ def test_the_table_can_be_read_by_a_person(edge, trained: tuple[Recording, Path]
     assert said.returncode == 0, said.stderr
     for words in ("AUROC", "scratch", "AUPRO", "threshold", "95 %", "n = 6"):
         assert words in said.stdout
+
+
+def test_frames_of_another_size_than_the_bundles_are_said(edge, tmp_path: Path):
+    recording = write_squares(tmp_path / "rec", [GOOD, BAD, GOOD])
+    spec = msgspec.structs.replace(spec_of(), frame=ImageInput(24, 40))
+    write_bundle(tmp_path / "bundle", spec)
+    words = ("evaluate", tmp_path / "bundle", recording.folder)
+    note = "note: 3 of 3 frames are not of 40x24: each was resized on the CPU first"
+    assert note in edge(*words).stderr.splitlines()
+    Image.new("RGB", (40, 24), (BAD, BAD, BAD)).save(recording.path_of(f"grey{BAD}.png"))
+    assert note.replace("3 of", "2 of", 1) in edge(*words).stderr.splitlines()
+    Image.new("RGB", (40, 24), (GOOD, GOOD, GOOD)).save(recording.path_of(f"grey{GOOD}.png"))
+    said = edge(*words)
+    assert (said.returncode, "resized" in said.stderr) == (0, False)
 
 
 def test_a_split_that_is_not_there_is_refused(edge, trained: tuple[Recording, Path]):

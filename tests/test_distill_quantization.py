@@ -2,9 +2,11 @@
 
 import os
 import signal
+from argparse import Namespace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from small_distillation import (
@@ -18,6 +20,7 @@ from small_distillation import (
 )
 
 from distill.checkpoint import (
+    Checkpoint,
     Int8Ranges,
     RunRecord,
     ScoreMovement,
@@ -28,11 +31,13 @@ from distill.checkpoint import (
 from distill.journal.news import AllOf
 from distill.quantization.int8 import InputRange, weight_in_int8
 from distill.quantization.layers import as_trained, put_in_int8, take_out_of_int8
+from distill.quantization.movement import movement_remarks
 from distill.quantization.order import QuantizeOrder, order_for
-from distill.quantization.quantize import _movement_remarks, came_nearer, quantize
+from distill.quantization.quantize import came_nearer, quantize
 from distill.students.student import EMBEDDINGS, HEADS, Student
 from distill.training.processes import accelerator_for
 from distill.training.run_folders import RunFolders, make_room
+from edge.cli.distill_quantize import _tell
 from edge.cli.main import main
 from edge.errors import AnswerIsNo, InputError
 from edge.prepare import model_inputs
@@ -67,7 +72,7 @@ def ranges(trained: Path, line: Recording) -> Int8Ranges:
 
 
 def quantized(order: QuantizeOrder, ranges: Int8Ranges, out: Path, journal=None) -> RunRecord:
-    folders = RunFolders(out, learns_from=order.name)
+    folders = RunFolders(out, learns_from=order.resume_key)
     unfinished = folders.unfinished.exists()
     make_room(folders, order.recipe, resume=unfinished, force=False)
     accelerator = accelerator_for(order.recipe.train)
@@ -213,8 +218,20 @@ def test_a_training_stopped_and_resumed_has_the_weights_and_ranges_of_the_unbrok
 
 
 def test_parts_need_no_labels_and_ranges_may_stay_as_calibrated(
-    trained: Path, line: Recording, ranges: Int8Ranges, tmp_path: Path
+    trained: Path,
+    line: Recording,
+    ranges: Int8Ranges,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    opened = []
+
+    def counted(folder: Path) -> Checkpoint:
+        opened.append(folder)
+        return checkpoint_from_run(folder)
+
+    monkeypatch.setattr("distill.quantization.quantize.checkpoint_from_run", counted)
+
     def unlabelled(row):
         return {**row, "label": ""} if row["split"] == "train" else row
 
@@ -226,13 +243,53 @@ def test_parts_need_no_labels_and_ranges_may_stay_as_calibrated(
     assert record.int8 is not None
     begun = [one.covered for one in ranges.inputs]
     assert [one.covered for one in record.int8.inputs] == pytest.approx(begun, rel=1e-6)
+    assert opened == [trained], "large weights are to be read and hashed once"
 
 
-def test_a_training_that_made_nothing_better_says_so(tmp_path: Path):
+def test_a_training_that_made_nothing_better_says_so():
+    near_N = np.linspace(0.001, 0.002, 9)
+    far_N = near_N + np.linspace(0.001, 0.0011, 9)
+    assert movement_remarks(far_N, near_N, "RUN") == ()
+    (said,) = movement_remarks(near_N, far_N, "RUN")
+    assert "did NOT bring the INT8 self nearer to its float teacher: export RUN" in said
+    assert "did NOT bring" in movement_remarks(near_N, near_N, "RUN")[-1]
+
+
+def test_a_gain_that_may_be_chance_is_called_that():
+    before_N = np.array([0.0010, 0.0004, 0.0012, 0.0006, 0.0009, 0.0011, 0.0008, 0.0010])
+    moved_N = np.array([3, -4, 2, 4, -3, 1, -2, 1]) * 1e-4
+    (said,) = movement_remarks(before_N, before_N - moved_N, "RUN")
+    error = moved_N.std(ddof=1) / 8**0.5 * 2.364624  # Student's t for 7 degrees of freedom
+    between = f"{moved_N.mean() - error:+.5f} and {moved_N.mean() + error:+.5f}"
+    assert (
+        f"8 held-out samples are too few to tell what training did from chance: it brought the \
+score between {between} nearer"
+        in said
+    )
+    (said,) = movement_remarks(before_N[:1], before_N[:1] / 2, "RUN")
+    assert said.startswith("1 held-out samples are too few")
+
+
+@pytest.mark.parametrize("nearer", [True, False])
+def test_what_to_export_is_what_is_nearer(
+    own: Path, trained: Path, capsys: pytest.CaptureFixture[str], nearer: bool
+):
+    record = read_record(own)
     near, far = ScoreMovement(9, 0.001, 0.01), ScoreMovement(9, 0.002, 0.01)
-    assert _movement_remarks(far, near, tmp_path) == ()
-    assert "did NOT bring" in _movement_remarks(near, far, tmp_path)[0]
-    assert "did NOT bring" in _movement_remarks(near, near, tmp_path)[0]
+    before, after = (far, near) if nearer else (near, far)
+    made = msgspec.structs.replace(record.int8, before=before, after=after)
+    words = Namespace(out=own, quantize=trained, recording=Path("rec"))
+    _tell(msgspec.structs.replace(record, int8=made), words)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"edge export {own if nearer else trained} --calibration rec" in last
+
+
+def test_a_training_that_diverges_names_the_key_that_quantize_takes(
+    trained: Path, line: Recording, ranges: Int8Ranges, tmp_path: Path
+):
+    order = order_for(trained, line, (*QUICKLY[:2], "quantize.learning_rate=1e30"))
+    with pytest.raises(AnswerIsNo, match=r"--set quantize\.learning_rate=\.\.\."):
+        quantized(order, ranges, tmp_path / "run2")
 
 
 def refusal_of(run: Path, recording: Recording, *overrides: str) -> str:
@@ -292,7 +349,10 @@ def test_contradictions_on_the_command_line_are_refused(
         assert "--quantize" in capsys.readouterr().err
     few = small_recording(tmp_path / "few", Order(size=(32, 32), per_label=2))
     assert main(["distill", str(few.folder), *words[2:], out]) == 2
-    assert "at least 32 calibration samples" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "at least 32 calibration samples" in said
+    assert "Give a recording with 32 or more parts in 'train'; or" in said
+    assert f"edge export {trained} --calibration {few.folder} --precision fp16" in said
     assert main([*words, str(trained)]) == 2  # a run that is there is kept
     assert read_record(trained).int8 is None
     assert not Path(out + ".unfinished").exists()

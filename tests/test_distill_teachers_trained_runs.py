@@ -21,6 +21,7 @@ from distill.augment.copies import Copies
 from distill.checkpoint import read_record, scorer_from_run
 from distill.dataset import training_parts
 from distill.label_share import with_labels_of
+from distill.recipe import RECIPES, load_recipe
 from distill.students.student import Student
 from distill.targets.compute import look_over, targets_in
 from distill.training.batches import Batches
@@ -180,3 +181,31 @@ def test_a_run_of_other_classes_or_sensors_is_refused_at_the_door(case, small_ru
 def test_a_folder_that_is_no_run_is_refused_at_the_door(recording, tmp_path):
     with pytest.raises(InputError, match="expected a run"):
         taught_by([tmp_path / "nothing"], recording, tmp_path / "t")
+
+
+def test_the_same_run_named_twice_is_refused(small_run, recording, tmp_path):
+    (tmp_path / "again").symlink_to(small_run)
+    with pytest.raises(InputError, match="each run once"):
+        taught_by([small_run, tmp_path / "again"], recording, tmp_path / "t")
+
+
+@pytest.mark.parametrize(("name", "step"), [("run.unfinished", "--resume"), ("rec", "own folder")])
+def test_a_folder_that_is_neither_run_nor_model_is_refused_before_anything_is_written(
+    name, step, recording, tmp_path
+):
+    (tmp_path / name).mkdir()
+    done = edge(
+        *("distill", recording.folder, "--recipe", "tiny", "--out", tmp_path / "student"),
+        *("--teacher", tmp_path / name),
+    )
+    assert done.returncode == 2
+    assert "--teacher" in done.stderr
+    assert step in done.stderr
+    assert not list(tmp_path.glob("student*"))
+
+
+def test_runs_in_a_recipe_are_found_from_its_own_folder(tmp_path):
+    text = (RECIPES / "tiny.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("[teacher]", '[teacher]\nruns = ["./run"]'))
+    recipe = load_recipe(str(tmp_path / "mine.toml"))
+    assert recipe.teacher.runs == (str(tmp_path / "run"),)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,15 +21,17 @@ from distill.augment.copies import Copies
 from distill.checkpoint import student_from_run
 from distill.dataset import training_parts
 from distill.journal.news import AllOf
-from distill.recipe import Recipe
+from distill.recipe import Recipe, StageRecipe
 from distill.students.trunk import Block, BlockShape, layout_for
 from distill.targets.compute import targets_in
 from distill.train import fresh_student
 from distill.training.averaging import keep_average, take_average
 from distill.training.batches import Batches
 from distill.training.learner import Learner
+from distill.training.loop import Run
 from distill.training.pieces import Pieces, read_ahead
 from distill.training.processes import accelerator_for
+from distill.training.saved_state import SavedStates
 from distill.training.schedule import learning_rate_factor
 from distill.training.standardisation import fit_standardisation
 from edge.errors import AnswerIsNo, InputError, MachineError
@@ -173,7 +176,9 @@ def test_a_training_that_diverges_stops_before_the_weights_and_keeps_the_batch(
     recording: Recording, tmp_path: Path
 ):
     recipe = bare_recipe("train.learning_rate=1e30", "train.warmup_steps=1")
-    with pytest.raises(AnswerIsNo, match=r"finite.*samples train_.*learning rate"):
+    with pytest.raises(
+        AnswerIsNo, match=r"finite.*samples train_.*--set train\.learning_rate=\.\.\."
+    ):
         trained(recording, tmp_path / "run", recipe)
     assert not (tmp_path / "run").exists()
     (path,) = (tmp_path / "run.unfinished").glob("bad_batch-*.pt")
@@ -181,6 +186,16 @@ def test_a_training_that_diverges_stops_before_the_weights_and_keeps_the_batch(
     assert set(kept["samples"]) <= {row.sample_id for row in recording.rows_in("train")}
     assert len(kept["samples"]) == len(kept["stem"]) == len(kept["sensor"])
     assert kept["lesson"]["present_B2"].shape == (len(kept["samples"]), 2)
+
+
+def test_the_learning_rate_of_an_earlier_stage_has_a_key_of_its_own(tmp_path: Path):
+    recipe = bare_recipe()
+    earlier = StageRecipe(("rec",), (), 1, 0.01, 1, recipe.loss)
+    recipe = msgspec.structs.replace(recipe, stages={"general": earlier})
+    states, accelerator = SavedStates(tmp_path), accelerator_for(recipe.train)
+    run = Run(recipe, accelerator, states, AllOf(), tmp_path, learning_rate_key="its.own")
+    keys = [run.learning_rate_key_of(stage) for stage in recipe.all_stages()]
+    assert keys == ["stages.general.learning_rate", "its.own"]
 
 
 def test_the_piece_that_gave_no_number_is_kept_and_its_sample_named(

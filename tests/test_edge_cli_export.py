@@ -12,7 +12,11 @@ from torch import nn
 
 from distill.checkpoint import (
     RECORD_FILE,
+    Int8Input,
+    Int8Ranges,
+    Int8Record,
     RunRecord,
+    ScoreMovement,
     StudentScorer,
     read_record,
     student_from_run,
@@ -26,11 +30,12 @@ from edge.artefact import digest_of_file
 from edge.bundle import Bundle, problems_of
 from edge.cli.export import _unlike
 from edge.cli.main import main
+from edge.errors import MachineError
 from edge.prepare import model_inputs
 from edge.recording.format import write_recording
 from edge.sample import Channel
 from edge.verdict import DecisionRule, Threshold
-from export import compile_check, parity
+from export import compile_check, onnx_graph, parity
 from export.calibration import calibration_set
 
 SMALL = ("student.stem=patch", "student.width=32", "student.heads=2", "sensor.frame_samples=64")
@@ -176,6 +181,62 @@ def test_parity_over_budget_makes_no_bundle(run_folder, folders, capsys, monkeyp
     assert not folders.exists()
     assert f"judges worst are drawn in {folders}.worst.png" in told.replace("\n", "")
     assert Image.open(f"{folders}.worst.png").height > 10 * 200  # a refusal is looked into
+
+
+def test_fp32_over_budget_is_drawn_in_place_of_an_earlier_drawing(
+    run_folder, folders, capsys, monkeypatch
+):
+    drawing = folders.with_name("bundle.worst.png")
+    Image.new("RGB", (3, 3)).save(drawing)
+    assert export(run_folder, small_recording().folder, folders, "--samples", 1) == 2
+    assert Image.open(drawing).size == (3, 3)  # nothing was made, so nothing is replaced
+    monkeypatch.setitem(parity.BUDGETS, parity.ONNX_FP32, parity.Budget(0.0, 0.0, 0.0))
+    assert export(run_folder, small_recording().folder, folders) == 1
+    told = capsys.readouterr().err
+    assert "The exporter changed the student" in told.splitlines()[-1]
+    assert f"fp32 judges worst are drawn in {drawing}" in told.replace("\n", "")
+    assert Image.open(drawing).height > 10 * 200
+    assert not folders.exists()
+
+
+def test_earlier_drawing_does_not_outlive_an_export_that_stops_midway(
+    run_folder, folders, capsys, monkeypatch
+):
+    def full(*_arguments):
+        raise MachineError(where="disk", expected="space", found="none", do="Make some.")
+
+    drawing = folders.with_name("bundle.worst.png")
+    Image.new("RGB", (3, 3)).save(drawing)
+    monkeypatch.setattr(onnx_graph, "fp32_onnx_from_student", full)
+    assert export(run_folder, small_recording().folder, folders) == 3
+    assert refused(capsys).endswith("Make some.")
+    assert not drawing.exists()
+
+
+def test_int8_where_an_int8_self_was_not_trained_in_it_is_refused_before_anything_is_made(
+    run_folder, folders, tmp_path, capsys
+):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    record = read_record(run)
+    moved = ScoreMovement(samples=1, mean=0.1, largest=0.1)
+    inputs = (Int8Input(("joint_blocks.0.up",), 1.0),)
+    told = Int8Record(
+        weights_digest="0" * 64,
+        recording_digest=record.recording_digest,
+        recipe=record.recipe,
+        calibrated=Int8Ranges("max", 32, inputs),
+        inputs=inputs,
+        before=moved,
+        after=moved,
+    )
+    write_run(run, student_from_run(run), msgspec.structs.replace(record, int8=told))
+    for arguments in (("--int8-attention",), ("--int8-attention", "--precision", "auto")):
+        asked = ("--calibration-method", "auto", *arguments)
+        assert export(run, small_recording().folder, folders, *asked, fixed=()) == 2
+        told = capsys.readouterr().err
+        assert f"edge: {run}: expected to write in int8 what the run was" in told.splitlines()[-1]
+        assert "--int8-attention, or name a --calibration-method" in told.splitlines()[-1]
+        assert "Writing the FP32 ONNX" not in told
 
 
 def test_file_of_somebody_where_the_worst_samples_would_be_drawn_is_kept(

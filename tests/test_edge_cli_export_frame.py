@@ -11,17 +11,26 @@ from PIL import Image
 from torch import nn
 
 from device_agents.engine.load import engine_from_bundle
-from distill.checkpoint import RunRecord, scorer_from_run, write_run
+from distill.checkpoint import (
+    RunRecord,
+    read_record,
+    scorer_from_run,
+    student_from_run,
+    write_run,
+)
 from distill.dataset import spec_for
 from distill.recipe import load_recipe
 from distill.students.student import Student
 from edge.artefact import digest_of_file
 from edge.bundle import FP32_FILE, INT8_FILE, Bundle, problems_of
+from edge.cli.export import _unlike
+from edge.cli.export_table import _row_titles
 from edge.cli.main import main
 from edge.model_spec import ImageInput
 from edge.prepare import model_inputs
 from edge.recording.format import Recording, write_recording
 from edge.verdict import DecisionRule, Threshold
+from export.calibration import calibration_set
 
 SMALL = ("student.stem=patch", "student.width=32", "student.heads=2", "sensor.frame_samples=64")
 WIDE = (150, 90)  # width and height of the line's frames; the student looks at other sizes
@@ -118,10 +127,16 @@ def test_mixed_recording_is_refused_and_proves_one_size_where_one_is_asked_for(
     mixed = resized(mixed, lambda place: place % 5 == 4, (100, 60))
     out = tmp_path / "bundle"
     assert export(run_folder, mixed.folder, out) == 2
-    assert "found 150x90 (135), 100x60 (33)" in (told := refused(capsys))
+    assert "found 150x90 (77 train, 39 val, 19 test), 100x60 (19 train, 9 val, 5 test)" in (
+        told := refused(capsys)
+    )
     assert "--frame 150x90" in told
     assert "--frame model" in told
     assert not out.exists()
+    assert export(run_folder, mixed.folder, out, "--frame", "100x60") == 2
+    few = "(split 'train' has 19)"
+    assert few in (told := refused(capsys))
+    assert told.endswith("135 samples of other sizes were left out by --frame 100x60.")
     training = ("--training", line.folder)
     arguments = ("--frame", "150x90", "--precision", "fp16", *training)
     assert export(run_folder, mixed.folder, out, *arguments) == 0
@@ -135,7 +150,10 @@ def test_mixed_recording_is_refused_and_proves_one_size_where_one_is_asked_for(
     "case",
     [
         ("big", "expected WIDTHxHEIGHT in pixels, such as 1280x960, or model, found 'big'"),
-        ("1280x960", "expected frames of 1280x960, as --frame says, found 150x90 (168)"),
+        (
+            "1280x960",
+            "expected frames of 1280x960, as --frame says, found 150x90 (96 train, 48 val",
+        ),
     ],
 )
 def test_wrong_frame_is_bad_input(run_folder, line, tmp_path, capsys, case):
@@ -143,6 +161,25 @@ def test_wrong_frame_is_bad_input(run_folder, line, tmp_path, capsys, case):
     assert export(run_folder, line.folder, tmp_path / "bundle", "--frame", asked) == 2
     assert found in refused(capsys)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_line_is_known_again_by_a_camera_of_twice_the_size(run_folder, line, tmp_path, capsys):
+    twice = Recording.open(shutil.copytree(line.folder, tmp_path / "twice"))
+    twice = resized(twice, lambda _place: True, (300, 180))
+    record, student = read_record(run_folder), student_from_run(run_folder)
+    calibration = calibration_set(twice, record.spec, samples=32)
+    compared = _unlike(student, record, calibration, line.folder)
+    assert "(focus not compared: frames of another size)" in capsys.readouterr().err
+    assert "focus" not in compared
+    assert max(compared.values()) < 4
+
+
+def test_time_without_the_hosts_resize_says_so(line):
+    recipe = load_recipe("tiny", SMALL)
+    spec = spec_for(line, recipe)
+    whole = msgspec.structs.replace(spec, frame=ImageInput(90, 150))
+    assert "One sample here, resized before" in _row_titles(spec)
+    assert "One sample here" in _row_titles(whole)
 
 
 def test_hosts_resize_is_left_where_that_is_asked_for(run_folder, line, tmp_path, capsys):

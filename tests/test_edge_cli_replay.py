@@ -1,9 +1,12 @@
 """`edge replay`: the device's path on a desk."""
 
 import json
+import shutil
 import subprocess
 
+import msgspec
 import pytest
+from PIL import Image
 from small_station import (
     BAD,
     CHANNELS,
@@ -16,6 +19,7 @@ from small_station import (
 
 from edge.cli.replay import percentile
 from edge.messages import Inspection, decode
+from edge.model_spec import ImageInput
 from edge.sample import Channel
 
 
@@ -66,6 +70,20 @@ def test_limit_form_and_pace(desk):
     assert len(out.splitlines()) == 2
     assert "50 parts/s" in said
     assert "fp32" in said
+
+
+def test_frames_of_another_size_than_the_bundles_are_told_of_once(desk):
+    shutil.rmtree(desk / "bundle")
+    spec = msgspec.structs.replace(spec_of(image_only=True), frame=ImageInput(24, 40))
+    write_bundle(desk / "bundle", spec)
+    picture = desk / "rec" / "files" / f"grey{BAD}.png"
+    Image.new("RGB", (40, 24), (BAD, BAD, BAD)).save(picture)
+    status, out, said = replay(desk)
+    assert (status, len(out.splitlines())) == (0, 4)
+    note = "note: 2 of 4 frames are not of 40x24: each was resized on the CPU first"
+    assert said.splitlines()[-1] == note
+    Image.new("RGB", (40, 24), (GOOD, GOOD, GOOD)).save(desk / "rec" / "files" / f"grey{GOOD}.png")
+    assert "resized" not in replay(desk)[2]
 
 
 def test_unreadable_picture_is_invalid_and_the_rest_is_judged(desk):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from edge.reference import (
+    FrameReference,
+    Reference,
     ScoreReference,
     Spread,
     embedding_reference,
@@ -99,3 +101,25 @@ def test_embedding_distance_is_that_of_a_part_the_mean_does_not_know():
 def test_histogram_that_is_none_is_refused_on_reading(broken):
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(broken, type=ScoreReference)
+
+
+def test_frames_within_a_tenth_of_the_references_sizes_have_a_focus_to_compare():
+    even = Spread(0.0, 1.0)
+    frame = FrameReference((320, 640), even, even, even, even)
+    assert [frame.is_of_size(side) for side in (287, 288, 640, 704, 705)] == [
+        *(False, True, True, True, False)
+    ]
+
+
+def test_what_too_few_parts_leave_out_reads_as_left_out():
+    even = Spread(0.0, 1.0)
+    frame = FrameReference((320, 320), even, even, even, even)
+    mean = embedding_reference(np.zeros((4, 96), np.float32))
+    some = Reference("val", 4, 4, frame, embedding=mean)
+    assert "(embedding of 96, frames; too few for scores)" in str(some)
+    none = msgspec.structs.replace(some, embedding=None)
+    assert "(frames; too few for scores and an embedding)" in str(none)
+    scores = score_reference(np.linspace(0, 1, 20))
+    assert "(2 score bins, embedding of 96, frames)" in str(
+        msgspec.structs.replace(some, scores=scores)
+    )

@@ -1,6 +1,7 @@
 """Forms are made, judged as files, and INT8 gives layers back until its budget holds."""
 
 import copy
+from pathlib import Path
 
 import onnx
 import pytest
@@ -12,7 +13,14 @@ from device_agents.engine.on_onnxruntime import engine_from_onnx
 from edge.errors import AnswerIsNo, InputError
 from export import parity
 from export.calibration import calibration_set
-from export.forms import Int8Choices, Trial, fastest_within_budget, made_forms, refuse_fp8
+from export.forms import (
+    Int8Choices,
+    Trial,
+    fastest_within_budget,
+    made_forms,
+    refuse_fp8,
+    refuse_untrained,
+)
 from export.judge import judged_by
 from export.onnx_graph import fp32_onnx_from_student
 
@@ -112,3 +120,15 @@ def test_fp8_is_refused_for_every_orin():
     with pytest.raises(InputError, match=r"SM 8\.9, while every Orin has SM 8\.7"):
         refuse_fp8("fp8")
     refuse_fp8("int8")
+
+
+def test_int8_self_stays_int8_where_it_was_trained_in_it():
+    run, student = Path("runs/self"), trained_student()  # whose stem has convolutions
+    with pytest.raises(InputError, match=r"runs/self: .*found --int8-attention: that"):
+        refuse_untrained(Int8Choices(attention=True), student, run)
+    both = "Leave out --int8-attention and --int8-convolutions, or name"
+    with pytest.raises(InputError, match=both):
+        refuse_untrained(Int8Choices(attention=True, convolutions=True), student, run)
+    refuse_untrained(Int8Choices(), student, run)
+    refuse_untrained(Int8Choices(convolutions=True), student.blocks, run)  # there are none
+    refuse_untrained(Int8Choices(method="max", attention=True), student, run)  # measured anew

@@ -8,7 +8,7 @@ from PIL import Image
 
 from edge.errors import InputError
 from edge.model_spec import ImageInput
-from export.frame import frame_size, recording_of_frames
+from export.frame import frame_size, recording_of_frames, saying_what_was_left_out
 
 IMAGE = ImageInput(64, 64)
 STATION = ImageInput(height=48, width=100)
@@ -42,7 +42,10 @@ def test_frames_of_the_students_own_size_need_no_resize(tmp_path):
 
 def test_several_sizes_are_a_choice_for_a_person(tmp_path):
     recording = of_sizes(tmp_path / "rec", [(100, 48), (32, 40), (100, 48)])
-    with pytest.raises(InputError, match=r"100x48 \(12\), 32x40 \(6\).*--frame 100x48.*model"):
+    with pytest.raises(
+        InputError,
+        match=r"100x48 \(8 train, 4 val\), 32x40 \(4 train, 2 val\).*--frame 100x48.*model",
+    ):
         recording_of_frames(recording, "", IMAGE)
     frame, kept = recording_of_frames(recording, "100x48", IMAGE)
     assert frame == STATION
@@ -51,9 +54,34 @@ def test_several_sizes_are_a_choice_for_a_person(tmp_path):
     assert len(recording.rows) == 18
 
 
+def test_size_with_the_most_to_calibrate_on_is_suggested(tmp_path):
+    recording = write_small_recording(tmp_path / "rec", {"test": 15, "train": 6})
+    for row in recording.rows_in("test"):
+        path = recording.path_of(row.image)
+        Image.open(path).resize((100, 48)).save(path)
+    sizes = r"64x64 \(0 test, 6 train\), 100x48 \(15 test, 0 train\)"
+    with pytest.raises(InputError, match=rf"{sizes}.*--frame 64x64:"):
+        recording_of_frames(recording, "", IMAGE)
+
+
+def test_error_about_what_is_left_says_how_much_was_left_out(tmp_path):
+    recording = of_sizes(tmp_path / "rec", [(100, 48), (32, 40), (100, 48)])
+    _, kept = recording_of_frames(recording, "32x40", IMAGE)
+    with (
+        pytest.raises(InputError, match=r"12 samples of other sizes .* by --frame 32x40\.$"),
+        saying_what_was_left_out(recording, kept, "32x40"),
+    ):
+        kept.rows_in("test")
+    with pytest.raises(InputError) as whole, saying_what_was_left_out(recording, recording, ""):
+        recording.rows_in("test")
+    assert "left out" not in str(whole.value)
+
+
 def test_size_that_no_frame_has_is_refused_with_those_there_are(tmp_path):
     recording = of_sizes(tmp_path / "rec", [(n, 20) for n in range(20, 26)])
-    with pytest.raises(InputError, match=r"of 1280x960.*20x20 \(3\), .*and others.*--frame model"):
+    with pytest.raises(
+        InputError, match=r"of 1280x960.*20x20 \(2 train, 1 val\), .*and others.*--frame model"
+    ):
         recording_of_frames(recording, "1280x960", IMAGE)
 
 

@@ -11,7 +11,7 @@ from export_stand_in import TorchScorer, small_recording, spec_of, trained_stude
 from distill.evaluation.reference import COMPARED_PARTS, normal_rows, reference_of_training
 from edge.errors import InputError
 from edge.reference import Reference
-from export.likeness import described, differences_between, refuse_unlike
+from export.likeness import described, deviations_text, differences_between, refuse_unlike
 
 
 def silent(_title):
@@ -22,13 +22,15 @@ def silent(_title):
 class Altered:
     """The small recording, seen through another lamp or heard through another sensor."""
 
-    def __init__(self, *, light=1.0, gain=1.0):
+    def __init__(self, *, light=1.0, gain=1.0, scale=1):
         self._recording, self._light, self._gain = small_recording(), light, gain
+        self._scale = scale
         self.normal_class, self.folder = self._recording.normal_class, self._recording.folder
 
     def read_sample(self, row):
         sample = self._recording.read_sample(row)
         pixels = np.clip(sample.frame.pixels * self._light, 0, 255).astype(np.uint8)
+        pixels = pixels.repeat(self._scale, axis=0).repeat(self._scale, axis=1)
         window = replace(sample.window, values=sample.window.values * np.float32(self._gain))
         return replace(sample, frame=replace(sample.frame, pixels=pixels), window=window)
 
@@ -61,6 +63,14 @@ def test_other_light_or_gain_is_refused_by_its_figure(altered, figure):
     with pytest.raises(InputError, match=r"distil on a recording of how it is now") as caught:
         refuse_unlike(found, small_recording())
     assert f"{found[0].figure} {found[0].deviations:.1f} deviations" in str(caught.value)
+
+
+def test_focus_of_frames_of_another_size_is_not_compared():
+    same, twice = differences(), differences(scale=2)
+    assert {one.figure for one in same} - {one.figure for one in twice} == {"focus"}
+    refuse_unlike(twice, small_recording())
+    assert deviations_text(twice).endswith(" (focus not compared: frames of another size)")
+    assert "focus not" not in deviations_text(same)
 
 
 def test_the_largest_difference_comes_first():

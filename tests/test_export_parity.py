@@ -27,6 +27,7 @@ from export.parity import (
     ONNX_INT8,
     SCORE_TIE,
     auroc_difference,
+    budget_text,
     check_budget,
     excesses,
     held_out_rows,
@@ -189,3 +190,17 @@ def test_validation_parts_are_used_before_test_parts(tmp_path):
         held_out_rows(write_small_recording(tmp_path / "b", {"train": 3}))
     with pytest.raises(InputError, match="Import parts into it first"):
         held_out_rows(write_small_recording(tmp_path / "c", {}))
+
+
+def test_budget_that_holds_only_because_parts_are_few_says_so():
+    normal = (True,) * 3 + (False,) * 5
+    before = judged(0.1, 0.2, 0.30, 0.31, 0.7, 0.8, 0.9, 0.95, normal=normal)
+    after = judged(0.1, 0.2, 0.31, 0.30, 0.7, 0.8, 0.9, 0.95, normal=normal)
+    parity = parity_of(ONNX_INT8, before, after)
+    assert parity.auroc_difference == pytest.approx(-1 / 15)
+    assert budget_text(parity, INT8_BUDGET, after) == "holds (one pair of 15 may swap)"
+    same = parity_of(ONNX_INT8, before, before)
+    assert budget_text(same, INT8_BUDGET, before) == "holds"
+    two = judged(0.1, 0.32, 0.31, 0.30, 0.7, 0.8, 0.9, 0.95, normal=normal)
+    over = parity_of(ONNX_INT8, before, two)
+    assert budget_text(over, INT8_BUDGET, two) == "AUROC differs by -0.1333 > 0.067"

@@ -25,7 +25,8 @@ def look_at_gpu(patient: Patient) -> Iterator[Finding]:
     """
     provider, gpu = patient.station.model.provider, nvidia_gpu_in()
     if provider != "cpu":
-        yield Finding("gpu", "ok", f"the model runs on {gpu or 'the GPU'} ({provider})")
+        said = f"this machine has {gpu}" if gpu else "no NVIDIA GPU is seen here"
+        yield Finding("gpu", "ok", f"{said}; whether '{provider}' runs, the engine's check tells")
     elif gpu is None:
         yield Finding("gpu", "ok", "this machine has no NVIDIA GPU, and the model runs on the CPU")
     else:

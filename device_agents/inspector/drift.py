@@ -60,7 +60,6 @@ CLEARED = 0.7  # of its limit: below it a standing flag falls, so that none flut
 FAR_OUT = 3.0  # spans of the reference's range beyond it: one such window is told at once
 _SIGMAS = 5.0
 _CHANCE_Z = 3.719  # the normal quantile of one in ten thousand
-_SIZE_SHARE = 0.1  # frames within this share of the reference's size are sharp in the same sense
 # The least deviation of each figure: a reference of few or very even parts shows too small a one.
 _FOCUS_LEAST, _LEVEL_LEAST, _SHARE_LEAST = 0.1, 0.02, 0.02
 _RMS_LEAST, _PEAK_LEAST = 0.1, 0.2  # natural logarithms: about a tenth and a fifth
@@ -173,9 +172,7 @@ class _Frames:
     """Focus and exposure of the frames."""
 
     def __init__(self, reference: FrameReference, samples: int) -> None:
-        smallest, largest = reference.longest_side
-        self._sides = ((1 - _SIZE_SHARE) * smallest, (1 + _SIZE_SHARE) * largest)
-        self._focus = reference.focus.middle
+        self._reference = reference
         self.moved = _Moved(
             [
                 ("focus", reference.focus, _FOCUS_LEAST, False),
@@ -189,8 +186,8 @@ class _Frames:
     def add(self, sample: Sample) -> None:
         pixels = sample.frame.pixels
         found: FrameFigures = frame_figures(pixels)
-        comparable = self._sides[0] <= max(pixels.shape[:2]) <= self._sides[1]
-        focus = found.focus if comparable else self._focus
+        comparable = self._reference.is_of_size(max(pixels.shape[:2]))
+        focus = found.focus if comparable else self._reference.focus.middle
         self.moved.add([focus, found.level, found.black, found.white])
 
 

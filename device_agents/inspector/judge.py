@@ -26,7 +26,7 @@ from edge.bundle import Bundle
 from edge.errors import UnfitSample
 from edge.messages import Inspection, Timings
 from edge.model_spec import ModelSpec
-from edge.prepare import model_inputs
+from edge.prepare import is_resized, model_inputs
 from edge.reference import Reference
 from edge.scorer import Engine, ModelInputs, Scores
 from edge.topics import StationId
@@ -180,13 +180,22 @@ class Judge:
         resized = self._is_resized(fit.part)
         if verdict.decision == "invalid":
             return Judgement(
-                *(verdict, modalities, {}, timings, "invalid_score"), resized=resized, drift=drift
+                verdict=verdict,
+                modalities=modalities,
+                class_scores={},
+                timings=timings,
+                kind="invalid_score",
+                resized=resized,
+                drift=drift,
             )
         # JSON has no NaN: a class without a finite score is left out.
         by_class = zip(spec.classes, class_scores, strict=True)
         finite = {name: score for name, score in by_class if math.isfinite(score)}
         return Judgement(
-            *(verdict, modalities, finite, timings),
+            verdict=verdict,
+            modalities=modalities,
+            class_scores=finite,
+            timings=timings,
             missing=pairing.kind,
             resized=resized,
             heat_map=scores.anomaly_map,
@@ -200,12 +209,10 @@ class Judge:
         than those that the bundle was proven on, and prepared slowly.
         """
         size, frame, source = self.spec.frame, part.shot.frame, part.shot.source
-        if size is None or frame is None:
-            return False
-        height, width = frame.pixels.shape[:2]
-        if (height, width) == (size.height, size.width):
+        if size is None or frame is None or not is_resized(frame.pixels, self.spec):
             return False
         if source not in self._told_of:
+            height, width = frame.pixels.shape[:2]
             self._told_of.add(source)
             log.warning(
                 "source %s: frames of %dx%d, and the bundle is made for %dx%d: each is resized on "
@@ -219,7 +226,13 @@ class Judge:
         now_s = time.monotonic()
         timings = _timings(part, started_s, now_s, now_s)
         threshold = self.spec.rule.threshold.value
-        return Judgement(Verdict("invalid", "", math.nan, threshold, reason), (), {}, timings, kind)
+        return Judgement(
+            verdict=Verdict("invalid", "", math.nan, threshold, reason),
+            modalities=(),
+            class_scores={},
+            timings=timings,
+            kind=kind,
+        )
 
 
 def judge_of(bundle: Bundle, engine: Engine) -> Judge:

@@ -63,7 +63,11 @@ def adapt(
     if not accelerator.is_main_process:
         progress = silent
     recipe = order.recipe
-    run = Run(recipe, accelerator, folders.states, journal, folders.unfinished)
+    rate = "few_shot_learning_rate" if order.few_shot else "learning_rate"
+    run = Run(
+        *(recipe, accelerator, folders.states, journal, folders.unfinished),
+        learning_rate_key=f"adapt.{rate}",
+    )
     on_main(accelerator, lambda: _look_over(order, folders, progress))
     refuse_unshared(folders)
     stages = recipe.all_stages()

@@ -19,7 +19,7 @@ from distill.evaluation.metrics import Rate, aupro, auroc, clopper_pearson
 from distill.evaluation.thresholds import support_remark
 from edge.errors import InputError, nearest_hint
 from edge.model_spec import ImageInput, ModelSpec
-from edge.prepare import MODALITIES, channels_text, model_inputs
+from edge.prepare import MODALITIES, channels_text, is_resized, model_inputs
 from edge.recording.format import UNLABELLED, Recording, SampleRow
 from edge.sample import Sample
 from edge.scorer import Scorer
@@ -52,6 +52,7 @@ class Measured:
     passed: bool
     map_hw: NDArray[np.float32]  # the anomaly map, 0..1
     without: dict[str, float]  # withheld modality -> anomaly score
+    resized: bool = False  # its frame was of another size than those that the bundle is made for
 
 
 def measured_on(
@@ -161,7 +162,12 @@ def _measure(scorer: Scorer, sample: Sample, row: SampleRow) -> Measured:
             inputs = model_inputs(sample, spec, withhold=modality)
             without[modality] = scorer.score(inputs).anomaly_score
     return Measured(
-        row, scores.anomaly_score, verdict.decision == "pass", scores.anomaly_map, without
+        row=row,
+        score=scores.anomaly_score,
+        passed=verdict.decision == "pass",
+        map_hw=scores.anomaly_map,
+        without=without,
+        resized=is_resized(sample.frame.pixels, spec),
     )
 
 

@@ -32,7 +32,7 @@ class QuantizeOrder:
     recipe: Recipe  # the run's, but for what is learned and how long
 
     @property
-    def name(self) -> str:
+    def resume_key(self) -> str:
         """Name what is trained on what: a resume must be of the same."""
         return f"int8 of {self.record.weights_digest} on {self.parts.recording.digest()}"
 

@@ -9,9 +9,10 @@ INT8 has them and the ranges go into the record: exporting the run measures neit
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -23,7 +24,6 @@ from distill.checkpoint import (
     Int8Ranges,
     Int8Record,
     RunRecord,
-    ScoreMovement,
     StageRecord,
     StudentScorer,
     checkpoint_from_run,
@@ -36,6 +36,13 @@ from distill.evaluation.thresholds import rule_for
 from distill.journal.news import AllOf, Journal
 from distill.quantization.layers import as_trained, put_in_int8, take_out_of_int8
 from distill.quantization.lessons import OwnBatches, SelfTaught
+from distill.quantization.movement import (
+    distances,
+    held_out_scores,
+    is_nearer,
+    movement_of,
+    movement_remarks,
+)
 from distill.quantization.order import QuantizeOrder
 from distill.students.student import Student
 from distill.targets.compute import targets_in
@@ -45,10 +52,7 @@ from distill.training.processes import first_on_main, on_main
 from distill.training.run_folders import RunFolders, begin, finish, refuse_unshared
 from distill.training.saved_state import Position
 from edge.artefact import new_file
-from edge.errors import AnswerIsNo
-from edge.prepare import model_inputs
 from edge.recording.format import Recording
-from edge.scorer import Scorer
 
 Calibrate = Callable[[Student], Int8Ranges]
 """Returns everything that export would have in INT8 of a student, with calibrated ranges."""
@@ -75,30 +79,52 @@ def quantize(  # noqa: PLR0913, PLR0917 (what is trained, where it goes, who wat
         journal = AllOf()
     if not accelerator.is_main_process:
         progress = silent
+    # Before the first long work, and never again: all that follows takes copies of it.
+    float_self = first_on_main(accelerator, lambda: checkpoint_from_run(order.run_folder).student)
     on_main(accelerator, lambda: _look_over(order, folders, progress))
     refuse_unshared(folders)
-    ranges = first_on_main(accelerator, partial(_ranges, order, calibrate, folders))
+    ranges = first_on_main(accelerator, partial(_ranges, float_self, calibrate, folders))
     position = folders.states.newest() or Position(remarks=remarks)
+    pair = _Pair(float_self, ranges, order.recipe.quantize.learn_ranges)
     if position.stage == 0:
-        float_self = checkpoint_from_run(order.run_folder).student.requires_grad_(False)
-        learner = partial(SelfTaught, float_self.to(accelerator.device))
-        run = Run(order.recipe, accelerator, folders.states, journal, folders.unfinished, learner)
-        student = _int8_self(order, ranges)
+        run = Run(
+            *(order.recipe, accelerator, folders.states, journal, folders.unfinished),
+            learner=partial(SelfTaught, float_self),
+            learning_rate_key="quantize.learning_rate",
+        )
+        student = pair.int8_self()
         batches = first_on_main(accelerator, partial(_batches, order, student, folders, progress))
+        float_self.to(accelerator.device)
         position = run_stage(run, student, batches, position)
-    on_main(accelerator, lambda: _conclude(order, ranges, position, folders, progress))
+        del student  # its weights are on the disk, for the one that is measured
+    float_self.cpu()
+    on_main(accelerator, lambda: _conclude(order, pair, position, folders, progress))
     return read_record(folders.final)
 
 
 def came_nearer(record: RunRecord) -> bool:
     """Tell whether held-out parts say that training brought INT8 nearer to the float student."""
     assert record.int8 is not None
-    return record.int8.after.mean < record.int8.before.mean
+    return is_nearer(record.int8.before, record.int8.after)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The float student, and what makes a copy of it an INT8 one."""
+
+    float_self: Student
+    ranges: Int8Ranges
+    learn_ranges: bool
+
+    def int8_self(self) -> Student:
+        """Return a copy of the float student, in INT8 by calibration alone."""
+        student = copy.deepcopy(self.float_self)
+        put_in_int8(student, self.ranges.inputs, learn_ranges=self.learn_ranges)
+        return student
 
 
 def _look_over(order: QuantizeOrder, folders: RunFolders, progress: Progress) -> None:
-    """Look at everything that can be wrong with the input before the first long work."""
-    checkpoint_from_run(order.run_folder)
+    """Look at everything that can be wrong with the parts before the first long work."""
     saved = folders.states.newest()
     if saved is None:
         check_parts_readable(order.parts, progress)
@@ -110,22 +136,15 @@ def _look_over(order: QuantizeOrder, folders: RunFolders, progress: Progress) ->
     begin(folders, order.recipe)
 
 
-def _ranges(order: QuantizeOrder, calibrate: Calibrate, folders: RunFolders) -> Int8Ranges:
+def _ranges(float_self: Student, calibrate: Calibrate, folders: RunFolders) -> Int8Ranges:
     """Calibrate the float student, or find on disk what an earlier process found."""
     path = folders.unfinished / _RANGES_FILE
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Int8Ranges)
-    ranges = calibrate(checkpoint_from_run(order.run_folder).student)
+    ranges = calibrate(float_self)
     with new_file(path, force=True) as unsealed:
         unsealed.write_bytes(msgspec.json.encode(ranges))
     return ranges
-
-
-def _int8_self(order: QuantizeOrder, ranges: Int8Ranges) -> Student:
-    """Return the run's student, in INT8 by calibration alone."""
-    student = checkpoint_from_run(order.run_folder).student
-    put_in_int8(student, ranges.inputs, learn_ranges=order.recipe.quantize.learn_ranges)
-    return student
 
 
 def _batches(
@@ -138,98 +157,81 @@ def _batches(
 
 
 def _conclude(
-    order: QuantizeOrder,
-    ranges: Int8Ranges,
-    position: Position,
-    folders: RunFolders,
-    progress: Progress,
+    order: QuantizeOrder, pair: _Pair, position: Position, folders: RunFolders, progress: Progress
 ) -> None:
     """Set the thresholds on the INT8 self, compare it, write the run and give it its name."""
-    before_run, recording = order.record, order.parts.recording
-    student = _int8_self(order, ranges)
-    before, after = _movements(order, student, folders, position, progress)
-    scorer = StudentScorer(student, before_run.spec)
-    rule, remarks = rule_for(scorer, recording, order.recipe.threshold, progress)
-    trained = as_trained(student, ranges.inputs)
+    recording, spec = order.parts.recording, order.record.spec
+    student = pair.int8_self()
+    before_N, after_N = _distances(order, pair.float_self, student, position, folders, progress)
+    rule, remarks = rule_for(
+        StudentScorer(student, spec), recording, order.recipe.threshold, progress
+    )
+    told = (*remarks, *movement_remarks(before_N, after_N, str(order.run_folder)))
+    made = _int8_record(order, pair.ranges, student, before_N, after_N)
     take_out_of_int8(student)
-    spec = msgspec.structs.replace(before_run.spec, rule=rule)
+    spec = msgspec.structs.replace(spec, rule=rule)
+    normals = reference_of_training(
+        StudentScorer(student, spec), recording, order.parts.rows, progress
+    )
     record = msgspec.structs.replace(
-        before_run,
+        _record(order, position),
         spec=spec,
-        recording=recording.header.name,
-        recording_digest=recording.digest(),
-        parts_by_label=parts_by_label(order.parts),
-        losses_by_epoch=position.losses_by_epoch,
-        versions=package_versions(),
-        remarks=(*position.remarks, *remarks, *_movement_remarks(before, after, order.run_folder)),
-        stages=(*before_run.stages, _stage_record(order, recording)),
-        normals=reference_of_training(
-            StudentScorer(student, spec), recording, order.parts.rows, progress
-        ),
-        int8=Int8Record(
-            weights_digest=before_run.weights_digest,
-            recording_digest=before_run.recording_digest,
-            recipe=order.recipe,
-            calibrated=ranges,
-            inputs=trained,
-            before=before,
-            after=after,
-        ),
+        int8=made,
+        normals=normals,
+        remarks=(*position.remarks, *told),
     )
     write_run(folders.unfinished, student, record)
     finish(folders)
     (folders.final / _RANGES_FILE).unlink(missing_ok=True)  # the record has them
 
 
-def _movements(
+def _distances(  # noqa: PLR0913, PLR0917 (both students, where, and who watches)
     order: QuantizeOrder,
+    float_self: Student,
     student: Student,
-    folders: RunFolders,
     position: Position,
+    folders: RunFolders,
     progress: Progress,
-) -> tuple[ScoreMovement, ScoreMovement]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compare with the float run on held-out parts, then with what was learned loaded in place."""
-    spec, recording = order.record.spec, order.parts.recording
-    split = order.recipe.threshold.split
+    spec, recording, split = order.record.spec, order.parts.recording, order.recipe.threshold.split
+    said_N = held_out_scores(StudentScorer(float_self, spec), recording, split, progress)
     int8_self = StudentScorer(student, spec)
-    float_self = StudentScorer(checkpoint_from_run(order.run_folder).student, spec)
-    said_N = _scores(float_self, recording, split, progress)
-    before = _movement(said_N, _scores(int8_self, recording, split, progress))
+    before_N = distances(said_N, held_out_scores(int8_self, recording, split, progress))
     folders.states.load_weights(student, position)
-    return before, _movement(said_N, _scores(int8_self, recording, split, progress))
+    return before_N, distances(said_N, held_out_scores(int8_self, recording, split, progress))
 
 
-def _scores(
-    scorer: Scorer, recording: Recording, split: str, progress: Progress
-) -> NDArray[np.float64]:
-    """Return the anomaly score [N] of every sample of a split."""
-    rows = recording.rows_in(split)
-    bar = progress(f"comparing float and int8 on {split}")(range(len(rows)))
-    inputs = (model_inputs(recording.read_sample(rows[number]), scorer.spec) for number in bar)
-    return np.array([scorer.score(one).anomaly_score for one in inputs])
+def _int8_record(
+    order: QuantizeOrder,
+    ranges: Int8Ranges,
+    student: Student,
+    before_N: NDArray[np.float64],
+    after_N: NDArray[np.float64],
+) -> Int8Record:
+    """Return what training in INT8 did; the student is still in it."""
+    return Int8Record(
+        weights_digest=order.record.weights_digest,
+        recording_digest=order.record.recording_digest,
+        recipe=order.recipe,
+        calibrated=ranges,
+        inputs=as_trained(student, ranges.inputs),
+        before=movement_of(before_N),
+        after=movement_of(after_N),
+    )
 
 
-def _movement(float_N: NDArray[np.float64], int8_N: NDArray[np.float64]) -> ScoreMovement:
-    if not np.isfinite(int8_N).all():
-        raise AnswerIsNo(
-            where="the student in int8",
-            expected="finite anomaly scores",
-            found=f"{int((~np.isfinite(int8_N)).sum())} of {len(int8_N)} that are no numbers",
-            do="Lower quantize.learning_rate, or export the run as it is.",
-        )
-    moved_N = np.abs(int8_N - float_N)
-    return ScoreMovement(len(moved_N), float(moved_N.mean()), float(moved_N.max()))
-
-
-def _movement_remarks(
-    before: ScoreMovement, after: ScoreMovement, run_folder: Path
-) -> tuple[str, ...]:
-    """Say it where training made nothing better: nobody should ship a run for its name."""
-    if after.mean < before.mean:
-        return ()
-    return (
-        f"training did NOT bring the INT8 self nearer to its float teacher: export {run_folder}, "
-        "or try other quantize.epochs and quantize.learning_rate",
+def _record(order: QuantizeOrder, position: Position) -> RunRecord:
+    """Return the float run's record with what was trained on, and how it went."""
+    recording, float_run = order.parts.recording, order.record
+    return msgspec.structs.replace(
+        float_run,
+        recording=recording.header.name,
+        recording_digest=recording.digest(),
+        parts_by_label=parts_by_label(order.parts),
+        losses_by_epoch=position.losses_by_epoch,
+        versions=package_versions(),
+        stages=(*float_run.stages, _stage_record(order, recording)),
     )
 
 

@@ -91,7 +91,9 @@ def fit_image_teacher(
     summary = basis_of(summaries, recipe.teacher.feature_size)
     if not fold_of:
         teacher = ImageTeacher(backbone, grid, look.basis, summary, None, None)
-        return FittedImageTeacher(teacher, (), f"{backbone.name}: no memory of normal parts")
+        return FittedImageTeacher(
+            teacher, (), f"{backbone.name}: features only, no memory of normal parts"
+        )
     memory = CrossFittedMemory(look.candidates, size=recipe.teacher.memory_patches)
     distances = {
         index: memory.distances(dense_GF, fold_of[index]) for index, dense_GF in look.held.items()

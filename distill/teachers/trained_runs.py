@@ -27,6 +27,7 @@ from distill.augment.pictures import Picture
 from distill.checkpoint import Checkpoint, checkpoint_from_run, read_record
 from distill.dataset import TrainingParts
 from distill.recipe import Recipe
+from distill.teachers.backbone import bring_to, the_device
 from edge.errors import InputError
 from edge.model_spec import ModelSpec, SensorInput
 from edge.prepare import channels_text
@@ -59,12 +60,16 @@ class TrainedRun:
     def word(
         self, batch: Sequence[int], number: int, grid: tuple[int, int], seen: Sequence[Picture]
     ) -> Word:
-        """Judge the copies of the parts in `batch`; `seen` are they at the student's size."""
-        student, size = self.checkpoint.student, self.checkpoint.spec.image
+        """Judge the copies of the parts in `batch`; `seen` are they at the learner's size."""
+        teacher, size, device = self.checkpoint.student, self.checkpoint.spec.image, the_device()
+        bring_to(device, teacher)
         if seen[0].pixels.shape[:2] != (size.height, size.width):
             seen = [self.copies.picture(index, number) for index in batch]
-        stem_BGS = student.stem_features(torch.from_numpy(np.stack([one.pixels for one in seen])))
+        pixels_BHW3 = torch.from_numpy(np.stack([one.pixels for one in seen])).to(device)
+        stem_BGS = teacher.stem_features(pixels_BHW3)
         sensor_BCT, has_B = self._windows(batch, number)
+        if sensor_BCT is not None:
+            sensor_BCT = sensor_BCT.to(device)
         anomalous, classes = [], []
         map_logits_BG = torch.empty(0)
         views = _VIEWS if self.checkpoint.spec.sensor else _VIEWS[:1]
@@ -72,12 +77,12 @@ class TrainedRun:
             present_B2 = torch.tensor(shown).expand(len(batch), 2) * torch.stack(
                 [torch.ones_like(has_B), has_B], 1
             )
-            reading = student.read(stem_BGS, sensor_BCT, present_B2)
+            reading = teacher.read(stem_BGS, sensor_BCT, present_B2.to(device))
             if view == 0:
-                map_logits_BG = _on_grid(reading.map_logits_Bhw, grid)
+                map_logits_BG = _on_grid(reading.map_logits_Bhw, grid).cpu()
             known_B = present_B2.any(1)
-            anomalous.append(_where(known_B, torch.sigmoid(reading.score_logit_B)))
-            classes.append(_where(known_B, torch.softmax(reading.class_logits_BK, 1)))
+            anomalous.append(_where(known_B, torch.sigmoid(reading.score_logit_B).cpu()))
+            classes.append(_where(known_B, torch.softmax(reading.class_logits_BK, 1).cpu()))
         return Word(map_logits_BG, np.stack(anomalous), np.stack(classes))
 
     def _windows(self, batch: Sequence[int], number: int) -> tuple[Tensor | None, Tensor]:
@@ -108,7 +113,7 @@ class TrainedRuns:
     def word(
         self, batch: Sequence[int], number: int, grid: tuple[int, int], seen: Sequence[Picture]
     ) -> Word:
-        """Judge the copies of the parts in `batch`; `seen` are they at the student's size."""
+        """Judge the copies of the parts in `batch`; `seen` are they at the learner's size."""
         words = [run.word(batch, number, grid, seen) for run in self.runs]
         return Word(
             torch.stack([word.map_logits_BG for word in words]).mean(0),
@@ -129,13 +134,20 @@ def trained_runs(
 
     A run fits where it knows the same classes and takes the same window as the student.
     """
-    runs = []
+    runs: list[TrainedRun] = []
     for folder in folders:
         checkpoint = checkpoint_from_run(Path(folder))
         _refuse_misfit(folder, checkpoint.spec, parts.spec)
         for weight in checkpoint.student.parameters():
             weight.requires_grad_(False)
         theirs = replace(parts, spec=checkpoint.spec)
+        if any(run.checkpoint.digest == checkpoint.digest for run in runs):
+            raise InputError(
+                where=f"the run {folder}, as a teacher",
+                expected="each run once",
+                found="the weights of one that was named before",
+                do="Leave it out: named twice it would count twice.",
+            )
         runs.append(TrainedRun(checkpoint, Copies(theirs, recipe)))
     return TrainedRuns(tuple(runs)) if runs else None
 

@@ -39,9 +39,13 @@ class WorkedPiece:
 
 
 def refuse_bad_batch(
-    folder: Path, where: str, worked: Sequence[WorkedPiece], gradient_norm: float
+    folder: Path,
+    where: str,
+    worked: Sequence[WorkedPiece],
+    gradient_norm: float,
+    learning_rate_key: str,
 ) -> None:
-    """Keep what the step came from and raise AnswerIsNo.
+    """Keep what the step came from and raise AnswerIsNo; it names the key of the learning rate.
 
     Where single pieces of it gave losses that are no numbers, those are kept; else all are.
     """
@@ -60,8 +64,8 @@ def refuse_bad_batch(
         expected="finite losses and gradients",
         found=f"losses {losses}; gradient norm {gradient_norm:g}; samples {shown}",
         do=f"What was saved of the run is kept{kept}. Look for absurd readings with "
-        "`edge recordings show`, or lower the learning rate (--set train.learning_rate=...), and "
-        "begin again with --force.",
+        f"`edge recordings show`, or lower the learning rate (--set {learning_rate_key}=...), "
+        "and begin again with --force.",
     )
 
 

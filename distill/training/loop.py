@@ -44,6 +44,12 @@ class Run:
     journal: Journal
     folder: Path  # of the unfinished run: a bad batch is kept there
     learner: Callable[[Student, int, LossRecipe], Learner] = Learner  # one forward pass
+    learning_rate_key: str = "train.learning_rate"  # of the last stage, as `--set` takes it
+
+    def learning_rate_key_of(self, stage: Stage) -> str:
+        """Name the key by which a person changes a stage's learning rate."""
+        earlier = stage.name in self.recipe.stages
+        return f"stages.{stage.name}.learning_rate" if earlier else self.learning_rate_key
 
 
 @dataclass
@@ -107,8 +113,9 @@ def run_stage(run: Run, student: Student, batches: Batches, position: Position) 
             result = _agreed(run, under_way, position, worked, stop)
             if not _is_sound(accelerator, result):
                 where = f"stage '{stage.name}', step {step + 1} of {steps}"
+                key = run.learning_rate_key_of(stage)
                 try:
-                    refuse_bad_batch(run.folder, where, worked, result.gradient_norm)
+                    refuse_bad_batch(run.folder, where, worked, result.gradient_norm, key)
                 finally:
                     accelerator.wait_for_everyone()  # the first to leave would end the others
             under_way.optimizer.step()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from distill.checkpoint import RECORD_FILE
+from distill.checkpoint import RECORD_FILE, UNFINISHED
 from distill.recipe import Recipe, Stage
 from distill.targets.folder import INDEX_FILE
 from distill.training.saved_state import Position, SavedStates
@@ -35,7 +35,7 @@ class RunFolders:
     @property
     def unfinished(self) -> Path:
         """The folder of a run that is under way."""
-        return self.final.with_name(self.final.name + ".unfinished")
+        return self.final.with_name(self.final.name + UNFINISHED)
 
     @property
     def states(self) -> SavedStates:

@@ -110,5 +110,6 @@ def _tell_calibration(samples: int, arguments: argparse.Namespace) -> None:
         print(
             f"note: INT8 needs {MINIMUM_SAMPLES} samples to calibrate on, and "
             f"{arguments.recording} has {samples} in its train split. Export it with "
-            f"--calibration and {MORE_PARTS}"
+            f"--calibration and {MORE_PARTS}. It need not be the recording that the run was "
+            "adapted to"
         )

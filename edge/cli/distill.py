@@ -16,6 +16,7 @@ from edge.cli.training import (
     run_training,
     tell_threshold,
 )
+from edge.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from distill.journal.news import Journal
     from distill.recipe import Recipe
     from edge.recording.format import Recording
+
+_MODEL_FILE = "config.json"  # of a Hugging Face model's folder
+_UNFINISHED = ".unfinished"  # ends the folder of a run under way
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--teacher",
         dest="teachers",
         action="append",
-        metavar="NAME",
+        metavar="RUN|NAME",
         help="learn from this (may be said again): a run that was trained before, which judges "
         "the parts, or a backbone instead of the recipe's: efficientnet_lite2, a Hugging Face "
         "folder, or a name on the hub",
@@ -130,12 +134,29 @@ def _teachers(names: Sequence[str]) -> Iterator[str]:
     """Yield the overrides that name backbones, and runs, in the recipe's stead."""
     from distill.checkpoint import RECORD_FILE
 
-    runs = [name for name in names if (Path(name) / RECORD_FILE).is_file()]
-    backbones = [name for name in names if name not in runs]
+    # With a dot in front a recipe's file counts from its own folder, a person from where they are.
+    paths = [str(Path(name).absolute()) if name.startswith(".") else name for name in names]
+    runs = [path for path in paths if (Path(path) / RECORD_FILE).is_file()]
+    backbones = [path for path in paths if path not in runs]
+    for folder in filter(Path.is_dir, map(Path, backbones)):
+        if not (folder / _MODEL_FILE).is_file():
+            raise _no_teacher(folder)
     for key, those in (("backbones", backbones), ("runs", runs)):
         if those:
             # A list of strings is written in TOML as it is in JSON.
             yield f"teacher.{key}={json.dumps(those, ensure_ascii=False)}"
+
+
+def _no_teacher(folder: Path) -> InputError:
+    do = "Name the run's or the model's own folder."
+    if folder.suffix == _UNFINISHED:
+        do = "Finish that run first: give its own command again, with --resume."
+    return InputError(
+        where=f"--teacher {folder}",
+        expected=f"a finished run (a folder with run.json), or a vision model's ({_MODEL_FILE})",
+        found="a folder with neither",
+        do=do,
+    )
 
 
 def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:

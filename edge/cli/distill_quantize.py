@@ -31,7 +31,7 @@ def run_quantize(arguments: argparse.Namespace) -> int:
 
     _refuse_contradictions(arguments)
     order, calibration, remarks = read_once(lambda: _input(arguments))
-    folders = RunFolders(arguments.out, arguments.targets, learns_from=order.name)
+    folders = RunFolders(arguments.out, arguments.targets, learns_from=order.resume_key)
 
     def train(journal: Journal, accelerator: Accelerator) -> RunRecord:
         calibrate = partial(_calibrated, calibration)
@@ -65,15 +65,22 @@ def _input(
     """Read run and recording, and draw the samples that ranges begin with."""
     from distill.dataset import without_unreadable
     from distill.quantization.order import order_for
+    from distill.recipe import TRAIN_SPLIT
     from edge.cli.progress import Progress
     from edge.recording.format import Recording
-    from export.calibration import calibration_set
+    from export.calibration import MINIMUM_SAMPLES, calibration_set
 
     recording, told = Recording.open(arguments.recording), ""
     if arguments.skip_unreadable:
         recording, told = without_unreadable(recording, Progress)
     order = order_for(arguments.quantize, recording, tuple(arguments.overrides))
-    calibration = calibration_set(recording, order.record.spec, samples=_CALIBRATION_SAMPLES)
+    calibration = calibration_set(
+        *(recording, order.record.spec),
+        samples=_CALIBRATION_SAMPLES,
+        too_few=f"Give a recording with {MINIMUM_SAMPLES} or more parts in '{TRAIN_SPLIT}'; or "
+        f"ship the run without any ranges: edge export {arguments.quantize} --calibration "
+        f"{arguments.recording} --precision fp16 --out BUNDLE",
+    )
     return order, calibration, (told,) if told else ()
 
 
@@ -93,6 +100,8 @@ def _calibrated(calibration: CalibrationSet, student: Student) -> Int8Ranges:
 
 
 def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:
+    from distill.quantization.quantize import came_nearer
+
     made = record.int8
     assert made is not None
     split = made.recipe.threshold.split
@@ -105,7 +114,7 @@ def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:
     tell_threshold(record)
     for remark in record.remarks:
         print(f"note: {remark}")
-    print(
-        f"Export it with: edge export {arguments.out} --calibration {arguments.recording} "
-        "--out BUNDLE"
-    )
+    one, run = ("it", arguments.out)
+    if not came_nearer(record):
+        one, run = ("the float run", arguments.quantize)
+    print(f"Export {one} with: edge export {run} --calibration {arguments.recording} --out BUNDLE")

@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from distill.evaluation.evaluate import evaluation_from, measured_on, remarks_on
     from edge.artefact import check_free
     from edge.cli.progress import Progress
+    from edge.prepare import resized_text
     from edge.recording.contact_sheet import PNG_MAGIC
     from edge.recording.format import Recording
 
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(_reference_line(arguments.model))
     if arguments.picture is not None:
         _draw(measured, recording, evaluation.threshold, arguments)
-    for remark in remarks_on(evaluation, spec):
+    resized = resized_text(sum(m.resized for m in measured), len(measured), spec)
+    for remark in (*remarks_on(evaluation, spec), *filter(None, [resized])):
         print(f"note: {remark}", file=sys.stderr)
     return 0
 

@@ -7,14 +7,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge.artefact import check_free, digest_of_file, new_folder
-from edge.bundle import FORM_FILES, FP32_FILE, MANIFEST_FILE, CompileCheck
+from edge.bundle import FORM_FILES, FP32_FILE, MANIFEST_FILE, Bundle, CompileCheck
 from edge.cli.export_table import draw_worst, show, worst_path
 from edge.cli.progress import Progress
 from edge.errors import AnswerIsNo, InputError
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame",
         default="",
-        metavar="WxH",
+        metavar="WxH|model",
         help="the size of the station's frames, which the graph takes whole (default: that of the "
         "recording's frames); model: the station resizes frames of any size on its CPU",
     )
@@ -114,37 +114,74 @@ def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A run that can be exported, and the recording that its forms are made and proven with."""
+
+    record: RunRecord
+    student: Student
+    recording: Recording
+    spec: ModelSpec  # of the files; the student's own is the calibration set's
+    calibration: CalibrationSet
+    rows: tuple[SampleRow, ...]  # held out
+    unlike: dict[str, float] | None  # see `Provenance.calibration_differences`
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The forms, and the one of them that ships."""
+
+    fp32: Form
+    forms: Sequence[Form]
+    shipped: Form
+    checks: tuple[CompileCheck, ...]
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Write FP32 and the form asked for, prove both, have NVIDIA build them, and pack."""
     out: Path = arguments.out
     check_free(out, force=arguments.force, mark=MANIFEST_FILE)
     check_free(worst_path(out), force=True, magic=PNG_MAGIC)
     with _step("Reading the run and the calibration recording"):
-        from export.forms import made_forms, refuse_fp8
+        read = _read(arguments)
+    with new_folder(out, force=arguments.force, mark=MANIFEST_FILE) as folder:
+        # An earlier drawing beside what is made now, or not made, would pass for its own.
+        worst_path(out).unlink(missing_ok=True)
+        made = _made(folder, read, arguments)
+        sizes = _only(folder, (made.fp32, *made.forms), made.shipped)
+        bundle = _packed(folder, read, made, arguments.run)
+    show(bundle.manifest, out, (made.fp32, *made.forms), sizes)
+    return 0
 
-        refuse_fp8(arguments.precision)
-        import torch
 
-        from device_agents.engine.on_onnxruntime import default_threads, engine_from_onnx
-        from distill.checkpoint import RECORD_FILE, read_record, student_from_run
-        from export.calibration import MINIMUM_SAMPLES, calibration_set
-        from export.frame import recording_of_frames
-        from export.golden import write_golden
-        from export.onnx_graph import fp32_onnx_from_student, spec_for_batch
-        from export.pack import Proof, bundle_from, provenance_of
-        from export.parity import held_out_rows
+def _read(arguments: argparse.Namespace) -> _Read:
+    """Read all that an export needs. Raises InputError before anything is made."""
+    from export.forms import refuse_fp8, refuse_untrained
 
-        # One core stays free: on a busy machine, threads that wait for each other after every
-        # small operation cost several times the work itself.
-        torch.set_num_threads(default_threads())
-        record, student = read_record(arguments.run), student_from_run(arguments.run)
-        if record.spec.rule is None:
-            raise _without_rule(arguments.run)
-        student_spec = spec_for_batch(record.spec, arguments.batch)
-        opened = Recording.open(arguments.calibration)
-        frame, recording = recording_of_frames(opened, arguments.frame, student_spec.image)
-        spec = msgspec.structs.replace(student_spec, frame=frame)
-        _say(f"  {_about_frames(spec, recording, opened)}")
+    refuse_fp8(arguments.precision)
+    import torch
+
+    from device_agents.engine.on_onnxruntime import default_threads
+    from distill.checkpoint import read_record, student_from_run
+    from export.calibration import MINIMUM_SAMPLES, calibration_set
+    from export.frame import recording_of_frames, saying_what_was_left_out
+    from export.onnx_graph import spec_for_batch
+    from export.parity import held_out_rows
+
+    # One core stays free: on a busy machine, threads that wait for each other after every
+    # small operation cost several times the work itself.
+    torch.set_num_threads(default_threads())
+    record, student = read_record(arguments.run), student_from_run(arguments.run)
+    if record.spec.rule is None:
+        raise _without_rule(arguments.run)
+    if record.int8 is not None and arguments.precision in _WITH_RANGES:
+        refuse_untrained(_choices(arguments), student, arguments.run)
+    student_spec = spec_for_batch(record.spec, arguments.batch)
+    opened = Recording.open(arguments.calibration)
+    frame, recording = recording_of_frames(opened, arguments.frame, student_spec.image)
+    spec = msgspec.structs.replace(student_spec, frame=frame)
+    _say(f"  {_about_frames(spec, recording, opened)}")
+    with saying_what_was_left_out(opened, recording, arguments.frame):
         calibration = calibration_set(
             recording,
             student_spec,
@@ -153,42 +190,61 @@ def run(arguments: argparse.Namespace) -> int:
             fewest=MINIMUM_SAMPLES if arguments.precision in _WITH_RANGES else 1,
         )
         rows = held_out_rows(recording)
-        unlike = _unlike(student, record, calibration, arguments.training)
-    with new_folder(out, force=arguments.force, mark=MANIFEST_FILE) as folder:
-        with _step("Writing the FP32 ONNX"):
-            fp32_onnx_from_student(student, spec, folder / FP32_FILE)
-        trial, fp32 = _trial(folder, student, calibration, spec, rows)
-        if record.int8 is not None:
-            trial = replace(trial, trained=record.int8.inputs)
-        with _step(f"Making {arguments.precision}"):
-            forms = made_forms(trial, arguments.precision, _choices(arguments))
-        try:
-            shipped, checks = _compiled(folder, forms, trial.reference)
-        except AnswerIsNo:
-            _draw_worst(out, trial, student, recording, forms[0])
-            raise
-        _draw_worst(out, trial, student, recording, shipped)
-        sizes = _only(folder, (fp32, *forms), shipped)
-        with engine_from_onnx(folder / FORM_FILES[shipped.name], spec) as scorer:
-            golden = write_golden(folder, recording, rows, scorer, shipped.judged)
-            reference = _reference(scorer, recording, rows)
-        proof = Proof(
-            (fp32.parity, *(form.parity for form in forms if not form.over)),
-            checks,
-            golden,
-            reference,
-            form=shipped.name,
-            quantisation=shipped.quantisation,
+    unlike = _unlike(student, record, calibration, arguments.training)
+    return _Read(record, student, recording, spec, calibration, rows, unlike)
+
+
+def _made(folder: Path, read: _Read, arguments: argparse.Namespace) -> _Made:
+    """Make the forms in `folder`, and choose. Raises AnswerIsNo, the worst samples drawn."""
+    from export.forms import made_forms
+    from export.onnx_graph import fp32_onnx_from_student
+    from export.parity import BUDGETS, ONNX_FP32, check_budget
+
+    with _step("Writing the FP32 ONNX"):
+        fp32_onnx_from_student(read.student, read.spec, folder / FP32_FILE)
+    trial, fp32 = _trial(folder, read)
+    with _drawn_if_refused(arguments.out, trial, read.student, fp32):
+        check_budget(
+            fp32.parity,
+            BUDGETS[ONNX_FP32],
+            trial.reference,
+            do="The exporter changed the student: report this with the versions of torch, "
+            "onnxscript and onnxruntime.",
         )
-        provenance = provenance_of(
-            checkpoint_digest=digest_of_file(arguments.run / RECORD_FILE),
-            training_digest=record.recording_digest,
-            calibration=calibration,
-            calibration_differences=unlike,
-        )
-        bundle = bundle_from(folder, spec, proof, provenance)
-    show(bundle.manifest, out, (fp32, *forms), sizes)
-    return 0
+    with _step(f"Making {arguments.precision}"):
+        forms = made_forms(trial, arguments.precision, _choices(arguments))
+    with _drawn_if_refused(arguments.out, trial, read.student, forms[0]):
+        shipped, checks = _compiled(folder, forms, trial.reference)
+    _draw_worst(arguments.out, trial, read.student, shipped)
+    return _Made(fp32, forms, shipped, checks)
+
+
+def _packed(folder: Path, read: _Read, made: _Made, run_folder: Path) -> Bundle:
+    """Add golden samples, the reference and the manifest to the files in `folder`."""
+    from device_agents.engine.on_onnxruntime import engine_from_onnx
+    from distill.checkpoint import RECORD_FILE
+    from export.golden import write_golden
+    from export.pack import Proof, bundle_from, provenance_of
+
+    shipped = made.shipped
+    with engine_from_onnx(folder / FORM_FILES[shipped.name], read.spec) as scorer:
+        golden = write_golden(folder, read.recording, read.rows, scorer, shipped.judged)
+        reference = _reference(scorer, read.recording, read.rows)
+    proof = Proof(
+        (made.fp32.parity, *(form.parity for form in made.forms if not form.over)),
+        made.checks,
+        golden,
+        reference,
+        form=shipped.name,
+        quantisation=shipped.quantisation,
+    )
+    provenance = provenance_of(
+        checkpoint_digest=digest_of_file(run_folder / RECORD_FILE),
+        training_digest=read.record.recording_digest,
+        calibration=read.calibration,
+        calibration_differences=read.unlike,
+    )
+    return bundle_from(folder, read.spec, proof, provenance)
 
 
 def _choices(arguments: argparse.Namespace) -> Int8Choices:
@@ -202,62 +258,52 @@ def _choices(arguments: argparse.Namespace) -> Int8Choices:
     )
 
 
-def _trial(
-    folder: Path,
-    student: Student,
-    calibration: CalibrationSet,
-    spec: ModelSpec,
-    rows: Sequence[SampleRow],
-) -> tuple[Trial, Form]:
-    """Judge the held-out samples with the checkpoint and the FP32 ONNX; AnswerIsNo where apart."""
+def _trial(folder: Path, read: _Read) -> tuple[Trial, Form]:
+    """Judge the held-out samples with the checkpoint and with the FP32 ONNX."""
     from device_agents.engine.on_onnxruntime import engine_from_onnx
     from distill.checkpoint import StudentScorer
     from distill.students.student import EMBEDDINGS, HEADS
     from export.forms import Trial, judged_form
     from export.judge import judged_by
-    from export.parity import BUDGETS, ONNX_FP32, check_budget
 
-    recording, split = calibration.recording, rows[0].split
+    rows, split = read.rows, read.rows[0].split
 
     def judge(scorer: Scorer, name: str) -> list[Judged]:
         title = f"Judging {len(rows)} samples of split '{split}', {name}"
-        return judged_by({name: scorer}, recording, Progress(title)(rows))[name]
+        return judged_by({name: scorer}, read.recording, Progress(title)(rows))[name]
 
     def load(path: Path) -> Scorer:
-        return engine_from_onnx(path, spec)
+        return engine_from_onnx(path, read.spec)
 
-    keep = (*HEADS, *EMBEDDINGS)
     with _step(f"Comparing verdicts on {len(rows)} samples of split '{split}'"):
-        with StudentScorer(student, calibration.spec) as trained:
+        with StudentScorer(read.student, read.calibration.spec) as trained:
             reference = judge(trained, "checkpoint")
         trial = Trial(
-            *(folder, student, calibration, keep, reference, load, judge),
-            frame=spec.frame,
+            folder=folder,
+            student=read.student,
+            calibration=read.calibration,
+            kept_float=(*HEADS, *EMBEDDINGS),
+            reference=reference,
+            load=load,
+            judge=judge,
+            trained=() if read.record.int8 is None else read.record.int8.inputs,
+            frame=read.spec.frame,
             say=_say,
             progress=Progress,
         )
-        fp32 = judged_form(trial, "fp32")
-        check_budget(
-            fp32.parity,
-            BUDGETS[ONNX_FP32],
-            reference,
-            do="The exporter changed the student: report this with the versions of torch, "
-            "onnxscript and onnxruntime.",
-        )
-    return trial, fp32
+        return trial, judged_form(trial, "fp32")
 
 
 def _about_frames(spec: ModelSpec, recording: Recording, opened: Recording) -> str:
     """Say who resizes frames, and which samples were left out for theirs."""
     from export.frame import size_text
 
-    if spec.frame is None:
-        return f"frames of any size are brought to {size_text(spec.image)} on the station's CPU"
-    whole = (
-        f"frames of {size_text(spec.frame)} go in whole, to {size_text(spec.image)} in the graph"
-    )
+    model = size_text(spec.image)
+    about = f"frames of any size are brought to {model} on the station's CPU"
+    if spec.frame is not None:
+        about = f"frames of {size_text(spec.frame)} go in whole, to {model} in the graph"
     left_out = len(opened.rows) - len(recording.rows)
-    return f"{whole}; {left_out} samples of other sizes are left out" if left_out else whole
+    return f"{about}; {left_out} samples of other sizes are left out" if left_out else about
 
 
 def _unlike(
@@ -265,7 +311,7 @@ def _unlike(
 ) -> dict[str, float] | None:
     """Compare the calibration's recording with the training's. Raises InputError where unlike."""
     from distill.checkpoint import StudentScorer
-    from export.likeness import described, differences_between, refuse_unlike
+    from export.likeness import described, deviations_text, differences_between, refuse_unlike
 
     recording = calibration.recording
     if recording.digest() == record.recording_digest:
@@ -283,10 +329,7 @@ def _unlike(
         )
         return None
     found = differences_between(trained, described(scorer, recording, calibration.rows))
-    _say(
-        f"  deviations from {trained.samples} normal training samples: "
-        f"{', '.join(map(str, found[:4]))}"
-    )
+    _say(f"  deviations from {trained.samples} normal training samples: {deviations_text(found)}")
     refuse_unlike(found, recording)
     return {one.figure: one.deviations for one in found}
 
@@ -345,15 +388,23 @@ def _compiled(
     return shipped, tuple(checks)
 
 
-def _draw_worst(
-    out: Path, trial: Trial, student: Student, recording: Recording, form: Form
-) -> None:
+@contextlib.contextmanager
+def _drawn_if_refused(out: Path, trial: Trial, student: Student, form: Form) -> Iterator[None]:
+    """Draw the form's worst samples where no bundle comes of it, for a person to look into."""
+    try:
+        yield
+    except AnswerIsNo:
+        _draw_worst(out, trial, student, form)
+        raise
+
+
+def _draw_worst(out: Path, trial: Trial, student: Student, form: Form) -> None:
     """Draw the form's worst samples beside the bundle, or where one would have been."""
     from distill.checkpoint import StudentScorer
 
     checkpoint = StudentScorer(student, trial.calibration.spec)
     with trial.load(trial.folder / FORM_FILES[form.name]) as scorer:
-        draw_worst(out, recording, form, checkpoint, scorer)
+        draw_worst(out, trial.calibration.recording, form, checkpoint, scorer)
     _say(f"  the samples that {form.name} judges worst are drawn in {worst_path(out)}")
 
 

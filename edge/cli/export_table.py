@@ -12,9 +12,11 @@ from edge.recording.contact_sheet import PNG_MAGIC
 from edge.recording.format import Recording
 
 if TYPE_CHECKING:
+    from edge.model_spec import ModelSpec
     from edge.scorer import Scorer
     from export.forms import Form
 
+_TIME = "One sample here"
 _ROWS = (
     "Size",
     "Largest score error",
@@ -22,7 +24,7 @@ _ROWS = (
     "AUROC difference",
     "  95 % interval",
     "Budget",
-    "One sample here",
+    _TIME,
     "NVIDIA's builder",
     "  its plan",
     "  its layers",
@@ -39,7 +41,7 @@ def show(manifest: Manifest, out: Path, forms: Sequence[Form], sizes: dict[str, 
     checks = {check.file: check for check in manifest.compile_checks}
     table = Table("", *(_title(form, manifest) for form in forms))
     columns = [_column(form, sizes[form.name], checks) for form in forms]
-    for title, *values in zip(_ROWS, *columns, strict=True):
+    for title, *values in zip(_row_titles(manifest.spec), *columns, strict=True):
         table.add_row(title, *values)
     console = Console()
     console.print(table)
@@ -79,8 +81,16 @@ def _title(form: Form, manifest: Manifest) -> str:
     return f"{form.name} (ships)" if form.name == manifest.form else form.name
 
 
+def _row_titles(spec: ModelSpec) -> tuple[str, ...]:
+    """Return `_ROWS`, and say where the time of one sample leaves the host's resize out."""
+    before = "" if spec.frame is not None else ", resized before"
+    return tuple(title + before if title == _TIME else title for title in _ROWS)
+
+
 def _column(form: Form, size_bytes: int, checks: dict[str, CompileCheck]) -> tuple[str, ...]:
     """Return the figures of one form, in the order of `_ROWS`."""
+    from export.parity import BUDGETS, budget_text
+
     parity, check = form.parity, checks.get(FORM_FILES[form.name])
     difference, interval = parity.auroc_difference, parity.auroc_interval
     return (
@@ -89,7 +99,7 @@ def _column(form: Form, size_bytes: int, checks: dict[str, CompileCheck]) -> tup
         f"{parity.verdict_flips} of {parity.samples}",
         "unknown: one class only" if difference is None else f"{difference:+.5f}",
         "-" if interval is None else f"{interval[0]:+.5f} to {interval[1]:+.5f}",
-        "; ".join(form.over) or "holds",
+        budget_text(parity, BUDGETS[parity.form], form.judged),
         f"{form.score_ms:.1f} ms",
         *_builder_rows(check),
     )

@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from device_agents.station import Source
     from edge.bundle import Bundle
     from edge.messages import encode
+    from edge.prepare import resized_text
     from edge.topics import StationId
 
     bundle = Bundle.open(arguments.bundle)
@@ -66,10 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
         for sequence, (shot, reading) in enumerate(parts, start=1):
             who = Identity(desk, epoch, sequence)
             part = Part(shot, reading, playback.tolerance_ms, playback.period_ms)
-            inspection = inspection_of(shot, judge.judge([part])[0], judge, who)
-            tally.take(inspection)
+            judgement = judge.judge([part])[0]
+            inspection = inspection_of(shot, judgement, judge, who)
+            tally.take(inspection, resized=judgement.resized)
             print(encode(inspection).decode() if arguments.jsonl else line_of(inspection))
     print(tally.text(), file=sys.stderr)
+    if tally.resized:
+        frames = sum(tally.decisions.values())
+        print(f"note: {resized_text(tally.resized, frames, judge.spec)}", file=sys.stderr)
     return 0
 
 
@@ -80,9 +85,11 @@ class Tally:
     decisions: Counter[str] = field(default_factory=Counter)
     infer_ms: list[float] = field(default_factory=list)
     total_ms: list[float] = field(default_factory=list)
+    resized: int = 0
 
-    def take(self, inspection: Inspection) -> None:
+    def take(self, inspection: Inspection, *, resized: bool = False) -> None:
         """Count one inspection; an invalid one took no inference and has no latency."""
+        self.resized += resized
         self.decisions[inspection.decision] += 1
         if inspection.decision != "invalid":
             self.infer_ms.append(inspection.timings.infer_ms)

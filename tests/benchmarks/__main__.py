@@ -65,9 +65,7 @@ BENCHMARKS = {
     "big_step": Benchmark("one training step of 600m: does it fit", 5),
     "large_compile": Benchmark("600m and 600m-sparse, FP32 and INT8, by NVIDIA's builder", 15),
     "modelopt": Benchmark("export of 600m beside nvidia-modelopt: time, memory, verdicts", 40),
-    "distilled": Benchmark(
-        "a student of teacher and labels, and of labels alone", 39, measured=True
-    ),
+    "distilled": Benchmark("students of teachers and labels, and of labels alone", 75),
     "students": Benchmark("the students beside each other", 50),
     "int8_forms": Benchmark("what INT8 and INT4 do to verdicts and to size", 25),
     "quantized_self": Benchmark("a student that taught its INT8 self, in INT8", 12),

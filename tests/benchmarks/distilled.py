@@ -1,6 +1,6 @@
 """Does distillation pay? A student taught by teachers and labels, beside one of labels alone.
 
-    python -m tests.benchmarks distilled            about an hour
+    python -m tests.benchmarks distilled            more than an hour
     python -m tests.benchmarks distilled --quick    one seed, two epochs
 
 On ballscrew (synthetic pairing), with all labels of the training split and with a tenth of them, at
