@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from edge.errors import InputError
 from edge.model_spec import ModelSpec, TensorSpec
 from export import onnx_file
+from export.onnx_simplified import simplify
 from export.resize import put_resize_first
 
 OPSET = 20
@@ -56,10 +57,11 @@ def onnx_from_module(module: nn.Module, spec: ModelSpec, path: Path | None = Non
             input_names=[tensor.name for tensor in student_spec.inputs()],
             output_names=[tensor.name for tensor in student_spec.outputs()],
             external_data=False,
-            optimize=True,
+            optimize=False,  # see `simplify`
             verbose=False,
         )
     assert program is not None
+    simplify(program.model)
     if path is not None:
         onnx_file.put_beside(program.model, path)
     model = program.model_proto

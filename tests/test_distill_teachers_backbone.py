@@ -12,7 +12,8 @@ from transformers import AutoModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 from distill.features.efficientnet_lite import imagenet_trunk
-from distill.teachers.backbone import LITE2, backbone_named
+from distill.teachers.lite_backbone import LITE2
+from distill.teachers.named_backbone import backbone_named
 
 GRID = (3, 5)
 HEIGHT, WIDE = 48, 80

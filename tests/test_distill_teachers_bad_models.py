@@ -10,7 +10,7 @@ import torch
 from small_backbones import saved
 from transformers import ViTConfig, ViTModel
 
-from distill.teachers.backbone import backbone_named
+from distill.teachers.named_backbone import backbone_named
 from edge.errors import InputError, MachineError
 
 

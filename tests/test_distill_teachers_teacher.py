@@ -10,8 +10,10 @@ from small_distillation import Order, quick_recipe, silent, small_recording
 from distill.dataset import Source, TrainingParts, spec_for
 from distill.recipe import LossRecipe, Recipe
 from distill.teachers import image_teacher
-from distill.teachers.backbone import LITE2, LiteBackbone, Seen, backbone_named
+from distill.teachers.backbone import Seen
 from distill.teachers.image_teacher import image_batch
+from distill.teachers.lite_backbone import LITE2, LiteBackbone
+from distill.teachers.named_backbone import backbone_named
 from distill.teachers.teacher import Teachers, fit_teachers
 from edge.errors import InputError
 from edge.recording.format import SampleRow

@@ -28,7 +28,7 @@ from distill.recipe import load_recipe
 from distill.students.student import Student
 from edge.artefact import digest_of_file
 from edge.bundle import Bundle, problems_of
-from edge.cli.export import _unlike
+from edge.cli.export_inputs import differences_from_training
 from edge.cli.main import main
 from edge.errors import MachineError
 from edge.prepare import model_inputs
@@ -350,11 +350,13 @@ def test_older_run_is_compared_where_its_recording_is_given(run_folder, tmp_path
     record, student = read_record(older), student_from_run(older)
     other = write_small_recording(tmp_path / "other", {"train": 40}, seed=5)
     calibration = calibration_set(other, record.spec, samples=32)
-    assert _unlike(student, record, calibration, None) is None  # which the manifest will say
+    assert (
+        differences_from_training(student, record, calibration, None) is None
+    )  # which the manifest will say
     assert "keeps no figures of it; give it as --training" in capsys.readouterr().err
-    given = _unlike(student, record, calibration, small_recording().folder)
+    given = differences_from_training(student, record, calibration, small_recording().folder)
     assert "deviations from 32 normal training samples: " in capsys.readouterr().err
-    assert given == _unlike(student, read_record(run_folder), calibration, None)
+    assert given == differences_from_training(student, read_record(run_folder), calibration, None)
 
 
 def test_unlike_calibration_samples_are_refused_with_their_distance(

@@ -23,7 +23,7 @@ from distill.recipe import load_recipe
 from distill.students.student import Student
 from edge.artefact import digest_of_file
 from edge.bundle import FP32_FILE, INT8_FILE, Bundle, problems_of
-from edge.cli.export import _unlike
+from edge.cli.export_inputs import differences_from_training
 from edge.cli.export_table import _row_titles
 from edge.cli.main import main
 from edge.model_spec import ImageInput
@@ -168,7 +168,7 @@ def test_line_is_known_again_by_a_camera_of_twice_the_size(run_folder, line, tmp
     twice = resized(twice, lambda _place: True, (300, 180))
     record, student = read_record(run_folder), student_from_run(run_folder)
     calibration = calibration_set(twice, record.spec, samples=32)
-    compared = _unlike(student, record, calibration, line.folder)
+    compared = differences_from_training(student, record, calibration, line.folder)
     assert "(focus not compared: frames of another size)" in capsys.readouterr().err
     assert "focus" not in compared
     assert max(compared.values()) < 4

@@ -12,6 +12,7 @@ from distill.students.trunk import Experts
 from edge.errors import AnswerIsNo
 from edge.prepare import model_inputs
 from export.calibration import calibration_set
+from export.quantization import prepared as prepared_module
 from export.quantization.observers import PerChannelWeight
 from export.quantization.prepared import prepared_student
 from export.quantize import int8_layers_of, int8_onnx_from_qdq
@@ -83,6 +84,27 @@ def test_file_computes_what_the_traced_student_plays(prepared, tmp_path, method)
     with engine_from_onnx(tmp_path / "model.onnx", SPEC) as engine:
         assert scores(engine, samples) == pytest.approx(played, abs=2e-3)
     assert played != scores(prepared, samples)  # which is float again
+
+
+def test_ranges_of_a_large_student_are_those_of_a_small_one_though_watched_in_bfloat16(monkeypatch):
+    samples = inputs_of(8)
+    exact, swift = (
+        prepared_student(trained_student(sensor=False), SPEC, kept_float=("heads",))
+        for _ in range(2)
+    )
+    exact.watch(samples)
+    monkeypatch.setattr(prepared_module, "_LARGE", 0)
+    monkeypatch.setattr(prepared_module, "multiplies_bfloat16", lambda: True)
+    swift.watch(samples)
+    pairs = [
+        (one.scale, other.scale)
+        for unit, twin in zip(exact.units, swift.units, strict=True)
+        for one, other in zip(unit.activations, twin.activations, strict=True)
+    ]
+    assert any(one != other for one, other in pairs)  # it was another arithmetic
+    for one, other in pairs:
+        assert other == pytest.approx(one, rel=0.02)
+    assert scores(exact, samples) == scores(swift, samples)  # what is played stays float32
 
 
 def test_units_given_back_are_float_in_the_file_and_the_student_converts_again(prepared, tmp_path):

@@ -21,7 +21,8 @@ from distill.dataset import TrainingParts
 from distill.recipe import LossRecipe, Stage
 from distill.students.float32 import in_float32
 from distill.students.student import Reading, Student
-from distill.training.batches import Batch, Batches, Drawn
+from distill.training.batches import Batch, Batches
+from distill.training.drawn import Drawn
 from distill.training.learner import Learner, float32_reading
 from distill.training.losses import Lesson, losses_of, weighted_sum
 

@@ -49,8 +49,9 @@ from distill.targets.folder import (
 from distill.targets.joined import map_target, score_targets, with_made_defects
 from distill.targets.opened import Targets, layouts_of, opened, stored_stem
 from distill.targets.soft_labels import soft_labels_by
-from distill.teachers.backbone import Backbone, Seen, backbone_named
+from distill.teachers.backbone import Backbone, Seen
 from distill.teachers.image_teacher import BATCH_IMAGES, image_batch
+from distill.teachers.named_backbone import backbone_named
 from distill.teachers.teacher import Teachers, fit_teachers, refuse_unfit
 from distill.teachers.trained_runs import Word, trained_runs, weights_digests
 from edge.artefact import digest_of_bytes

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
-from distill.features.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, imagenet_trunk
-
-LITE2 = "efficientnet_lite2"
 Grid = tuple[int, int]
 
 
@@ -33,35 +30,6 @@ class Backbone(Protocol):
     def __call__(self, image_BHW3: Tensor, grid: Grid) -> Seen:
         """Return float32 features, on the CPU, of uint8 images. InputError for an unfit grid."""
         ...
-
-
-def backbone_named(name: str) -> Backbone:
-    """Load the package's own backbone, or a Hugging Face one by folder or hub name. InputError."""
-    if name == LITE2:
-        return LiteBackbone()
-    from distill.teachers.hugging_face import HuggingFaceBackbone  # noqa: PLC0415 (rarely wanted)
-
-    return HuggingFaceBackbone(name)
-
-
-class LiteBackbone:
-    """EfficientNet-Lite2 with ImageNet weights: the levels at stride 8 and 16."""
-
-    name = LITE2
-    digest = "efficientnet-lite2-9656183e, strides 8 and 16, summary by mean"
-
-    def __init__(self) -> None:
-        self._device = the_device()
-        self._trunk = imagenet_trunk(2)  # to the device when it first looks
-
-    @torch.inference_mode()
-    def __call__(self, image_BHW3: Tensor, grid: Grid) -> Seen:
-        """Return [B, N, 168] and their mean [B, 168]."""
-        bring_to(self._device, self._trunk)
-        image_B3HW = image_BHW3.to(self._device).permute(0, 3, 1, 2)
-        levels = self._trunk((image_B3HW.float() - PIXEL_MEAN) / PIXEL_SCALE)
-        dense_BND = on_grid(levels, grid).cpu()
-        return Seen(dense_BND, dense_BND.mean(1))
 
 
 def on_grid(levels: tuple[Tensor, ...], grid: Grid) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.teachers.backbone import LITE2
+from distill.teachers.lite_backbone import LITE2
 from edge.artefact import digest_of_bytes, digest_of_file
 from edge.errors import InputError, MachineError
 

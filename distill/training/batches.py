@@ -1,4 +1,4 @@
-"""Which parts each training step sees, in which copy and with which modalities.
+"""What each training step learns from: the copies of its parts, and what they should be read as.
 
 Everything follows from (seed, stage, epoch, step), so any process, worker or resumed run makes the
 same batch, and a piece of it without the rest.
@@ -8,12 +8,10 @@ Shapes: B batch, b piece of it, C T sensor, G cells, S stem features, K classes,
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.augment.copies import Copies
-from distill.recipe import LAST_STAGE, Recipe, Stage
+from distill.recipe import Recipe, Stage
 from distill.targets.opened import Targets
+from distill.training.drawn import Draw, Drawn
 from distill.training.lessons import Lessons, rows_of
 from distill.training.losses import Lesson
 from edge.errors import InputError
@@ -36,18 +35,6 @@ class Batch:
     stem_BGS: Tensor
     sensor_BCT: Tensor | None
     lesson: Lesson
-
-
-class Drawn(NamedTuple):
-    """What one step shows: parts, their rounds, and what is shown of each (image, sensor)."""
-
-    parts_B: NDArray[np.int64]
-    rounds_B: NDArray[np.int64]
-    shown_B2: NDArray[np.float32]
-
-    def some(self, these: slice) -> Drawn:
-        """Return these of them."""
-        return Drawn(self.parts_B[these], self.rounds_B[these], self.shown_B2[these])
 
 
 class TaughtBy(Protocol):
@@ -97,9 +84,8 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """One pass over the parts, or the recipe's least number of steps where they are few."""
-        passes = math.ceil(len(self.taught_N) / self._batch_size)
-        return max(passes, self.recipe.train.min_steps_per_epoch)
+        """How many training steps show every part once, or more of them where parts are few."""
+        return self._draw.steps_per_epoch
 
     def piece(self, epoch: int, step: int, piece: int, pieces: int) -> Batch:
         """Return piece `piece` of `pieces` of one step's batch.
@@ -124,37 +110,8 @@ class Batches:
     def drawn(self, epoch: int, step: int) -> Drawn:
         """Return what one step shows, without reading any of it."""
         if self._plan[0] != epoch:
-            self._plan = (epoch, self._planned(epoch))
+            self._plan = (epoch, self._draw.epoch(epoch))
         return self._plan[1][step]
-
-    def _planned(self, epoch: int) -> list[Drawn]:
-        """Draw a whole epoch: each part once, in a random order, and again where parts are few."""
-        stage = [] if self.stage.name == LAST_STAGE else [zlib.crc32(self.stage.name.encode())]
-        random = np.random.default_rng([self.recipe.seed, epoch, *stage])
-        size, parts = self._batch_size, len(self.taught_N)
-        draws = max(parts, self.recipe.train.min_steps_per_epoch * size)
-        passes = [random.permutation(parts) for _ in range(math.ceil(draws / parts))]
-        order = self.taught_N[np.concatenate(passes)[:draws]]
-        plan = []
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            rounds = random.integers(0, self.targets.rounds, len(chosen))
-            plan.append(Drawn(chosen, rounds, self._shown(random, chosen)))
-        return plan
-
-    def _shown(self, random: np.random.Generator, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return which modalities are shown [B, 2]; never is all withheld."""
-        size, parts = len(chosen), self.copies.parts
-        shown_B2 = np.ones((size, 2), np.float32)
-        if parts.spec.sensor is None:
-            shown_B2[:, 1] = 0.0
-            return shown_B2
-        draw_B = random.random(size)
-        withhold = self.recipe.train.withhold
-        shown_B2[draw_B < withhold, 1] = 0.0
-        shown_B2[draw_B >= 1.0 - withhold, 0] = 0.0
-        shown_B2[~parts.windows_N[chosen]] = (1.0, 0.0)  # a part without a window shows its image
-        return shown_B2
 
     def _windows(
         self,
@@ -173,10 +130,10 @@ class Batches:
             windows[place] = self.copies.window(part, number, epoch)
         return torch.from_numpy(windows)
 
-    @property
-    def _batch_size(self) -> int:
-        """The recipe's, but no larger than the number of parts."""
-        return min(self.recipe.train.batch, len(self.taught_N))
+    @cached_property
+    def _draw(self) -> Draw:
+        parts, rounds = self.copies.parts, self.targets.rounds
+        return Draw(parts, self.taught_N, rounds, self.recipe, self.stage)
 
     @cached_property
     def _lessons(self) -> TaughtBy:

@@ -12,7 +12,7 @@ Shapes: B batch, b piece of it, G cells, F teacher features, K classes, N parts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from distill.dataset import UNKNOWN
 from distill.recipe import Recipe, Stage
 from distill.targets.asked import labels_alone
 from distill.targets.opened import StoredPixels, Targets
+from distill.training.drawn import Drawn
 from distill.training.losses import Lesson
-
-if TYPE_CHECKING:
-    from distill.training.batches import Drawn
 
 _ALL, _IMAGE_ALONE, _SENSOR_ALONE = range(3)
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from threading import Event
 
+from edge.cli.progress import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define `edge agent`."""
@@ -31,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.agent == "inspector":
         from device_agents.inspector.loop import run_inspector
 
-        _say(
+        say(
             f"inspector of {station.station}: {', '.join(station.all_sources())} through "
             f"{station.model.bundle} into {station.outbox.path}"
         )
@@ -39,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.agent == "monitor":
         from device_agents.monitor.loop import run_monitor
 
-        _say(f"monitor of {station.station}: every {station.monitor.every_s:g} s")
+        say(f"monitor of {station.station}: every {station.monitor.every_s:g} s")
         run_monitor(station, stop)
     else:
         from device_agents.publisher.loop import run_publisher
 
         scheme = "mqtt" if station.broker.ca_file is None else "mqtts"
-        _say(
+        say(
             f"publisher of {station.station}: {station.outbox.path} to "
             f"{scheme}://{station.broker.host}:{station.broker.port}"
         )
@@ -80,7 +82,3 @@ def stop_on_signals() -> Event:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     return stop
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edge.artefact import check_free, digest_of_file, new_folder
 from edge.bundle import FORM_FILES, FP32_FILE, MANIFEST_FILE, Bundle, CompileCheck
+from edge.cli.export_inputs import ExportInputs, inputs_from, int8_choices
 from edge.cli.export_table import draw_worst, show, worst_path
-from edge.cli.progress import Progress
-from edge.errors import AnswerIsNo, InputError
+from edge.cli.progress import Progress, say, step
+from edge.errors import AnswerIsNo
 from edge.recording.contact_sheet import PNG_MAGIC
 from edge.recording.format import Recording, SampleRow
 
 if TYPE_CHECKING:
-    from distill.checkpoint import RunRecord
     from distill.students.student import Student
-    from edge.model_spec import ModelSpec
     from edge.reference import Reference
     from edge.scorer import Scorer
-    from export.calibration import CalibrationSet
-    from export.forms import Form, Int8Choices, Trial
+    from export.forms import Form, Trial
     from export.judge import Judged
 
 _DEFAULT_SAMPLES = 128
 _PRECISIONS = ("int8", "fp16", "int4-weights", "auto", "fp8")  # fp8 is refused, with the reason
-_WITH_RANGES = ("int8", "auto")  # these are read from calibration samples
 _METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
 
@@ -115,19 +108,6 @@ def _add_int8_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A run that can be exported, and the recording that its forms are made and proven with."""
-
-    record: RunRecord
-    student: Student
-    recording: Recording
-    spec: ModelSpec  # of the files; the student's own is the calibration set's
-    calibration: CalibrationSet
-    rows: tuple[SampleRow, ...]  # held out
-    unlike: dict[str, float] | None  # see `Provenance.calibration_differences`
-
-
-@dataclass(frozen=True)
 class _Made:
     """The forms, and the one of them that ships."""
 
@@ -142,8 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     check_free(out, force=arguments.force, mark=MANIFEST_FILE)
     check_free(worst_path(out), force=True, magic=PNG_MAGIC)
-    with _step("Reading the run and the calibration recording"):
-        read = _read(arguments)
+    with step("Reading the run and the calibration recording"):
+        read = inputs_from(arguments)
     with new_folder(out, force=arguments.force, mark=MANIFEST_FILE) as folder:
         # An earlier drawing beside what is made now, or not made, would pass for its own.
         worst_path(out).unlink(missing_ok=True)
@@ -154,53 +134,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(arguments: argparse.Namespace) -> _Read:
-    """Read all that an export needs. Raises InputError before anything is made."""
-    from export.forms import refuse_fp8, refuse_untrained
-
-    refuse_fp8(arguments.precision)
-    import torch
-
-    from device_agents.engine.on_onnxruntime import default_threads
-    from distill.checkpoint import read_record, student_from_run
-    from export.calibration import MINIMUM_SAMPLES, calibration_set
-    from export.frame import recording_of_frames, saying_what_was_left_out
-    from export.onnx_graph import spec_for_batch
-    from export.parity import held_out_rows
-
-    # One core stays free: on a busy machine, threads that wait for each other after every
-    # small operation cost several times the work itself.
-    torch.set_num_threads(default_threads())
-    record, student = read_record(arguments.run), student_from_run(arguments.run)
-    if record.spec.rule is None:
-        raise _without_rule(arguments.run)
-    if record.int8 is not None and arguments.precision in _WITH_RANGES:
-        refuse_untrained(_choices(arguments), student, arguments.run)
-    student_spec = spec_for_batch(record.spec, arguments.batch)
-    opened = Recording.open(arguments.calibration)
-    frame, recording = recording_of_frames(opened, arguments.frame, student_spec.image)
-    spec = msgspec.structs.replace(student_spec, frame=frame)
-    _say(f"  {_about_frames(spec, recording, opened)}")
-    with saying_what_was_left_out(opened, recording, arguments.frame):
-        calibration = calibration_set(
-            recording,
-            student_spec,
-            samples=arguments.samples,
-            seed=arguments.seed,
-            fewest=MINIMUM_SAMPLES if arguments.precision in _WITH_RANGES else 1,
-        )
-        rows = held_out_rows(recording)
-    unlike = _unlike(student, record, calibration, arguments.training)
-    return _Read(record, student, recording, spec, calibration, rows, unlike)
-
-
-def _made(folder: Path, read: _Read, arguments: argparse.Namespace) -> _Made:
+def _made(folder: Path, read: ExportInputs, arguments: argparse.Namespace) -> _Made:
     """Make the forms in `folder`, and choose. Raises AnswerIsNo, the worst samples drawn."""
     from export.forms import made_forms
     from export.onnx_graph import fp32_onnx_from_student
     from export.parity import BUDGETS, ONNX_FP32, check_budget
 
-    with _step("Writing the FP32 ONNX"):
+    with step("Writing the FP32 ONNX"):
         fp32_onnx_from_student(read.student, read.spec, folder / FP32_FILE)
     trial, fp32 = _trial(folder, read)
     with _drawn_if_refused(arguments.out, trial, read.student, fp32):
@@ -211,15 +151,15 @@ def _made(folder: Path, read: _Read, arguments: argparse.Namespace) -> _Made:
             do="The exporter changed the student: report this with the versions of torch, "
             "onnxscript and onnxruntime.",
         )
-    with _step(f"Making {arguments.precision}"):
-        forms = made_forms(trial, arguments.precision, _choices(arguments))
+    with step(f"Making {arguments.precision}"):
+        forms = made_forms(trial, arguments.precision, int8_choices(arguments))
     with _drawn_if_refused(arguments.out, trial, read.student, forms[0]):
         shipped, checks = _compiled(folder, forms, trial.reference)
     _draw_worst(arguments.out, trial, read.student, shipped)
     return _Made(fp32, forms, shipped, checks)
 
 
-def _packed(folder: Path, read: _Read, made: _Made, run_folder: Path) -> Bundle:
+def _packed(folder: Path, read: ExportInputs, made: _Made, run_folder: Path) -> Bundle:
     """Add golden samples, the reference and the manifest to the files in `folder`."""
     from device_agents.engine.on_onnxruntime import engine_from_onnx
     from distill.checkpoint import RECORD_FILE
@@ -247,18 +187,7 @@ def _packed(folder: Path, read: _Read, made: _Made, run_folder: Path) -> Bundle:
     return bundle_from(folder, read.spec, proof, provenance)
 
 
-def _choices(arguments: argparse.Namespace) -> Int8Choices:
-    from export.forms import Int8Choices
-
-    return Int8Choices(
-        method=arguments.calibration_method,
-        smooth=arguments.smooth == "auto",
-        convolutions=arguments.int8_convolutions,
-        attention=arguments.int8_attention,
-    )
-
-
-def _trial(folder: Path, read: _Read) -> tuple[Trial, Form]:
+def _trial(folder: Path, read: ExportInputs) -> tuple[Trial, Form]:
     """Judge the held-out samples with the checkpoint and with the FP32 ONNX."""
     from device_agents.engine.on_onnxruntime import engine_from_onnx
     from distill.checkpoint import StudentScorer
@@ -275,7 +204,7 @@ def _trial(folder: Path, read: _Read) -> tuple[Trial, Form]:
     def load(path: Path) -> Scorer:
         return engine_from_onnx(path, read.spec)
 
-    with _step(f"Comparing verdicts on {len(rows)} samples of split '{split}'"):
+    with step(f"Comparing verdicts on {len(rows)} samples of split '{split}'"):
         with StudentScorer(read.student, read.calibration.spec) as trained:
             reference = judge(trained, "checkpoint")
         trial = Trial(
@@ -288,64 +217,10 @@ def _trial(folder: Path, read: _Read) -> tuple[Trial, Form]:
             judge=judge,
             trained=() if read.record.int8 is None else read.record.int8.inputs,
             frame=read.spec.frame,
-            say=_say,
+            say=say,
             progress=Progress,
         )
         return trial, judged_form(trial, "fp32")
-
-
-def _about_frames(spec: ModelSpec, recording: Recording, opened: Recording) -> str:
-    """Say who resizes frames, and which samples were left out for theirs."""
-    from export.frame import size_text
-
-    model = size_text(spec.image)
-    about = f"frames of any size are brought to {model} on the station's CPU"
-    if spec.frame is not None:
-        about = f"frames of {size_text(spec.frame)} go in whole, to {model} in the graph"
-    left_out = len(opened.rows) - len(recording.rows)
-    return f"{about}; {left_out} samples of other sizes are left out" if left_out else about
-
-
-def _unlike(
-    student: Student, record: RunRecord, calibration: CalibrationSet, training: Path | None
-) -> dict[str, float] | None:
-    """Compare the calibration's recording with the training's. Raises InputError where unlike."""
-    from distill.checkpoint import StudentScorer
-    from export.likeness import described, deviations_text, differences_between, refuse_unlike
-
-    recording = calibration.recording
-    if recording.digest() == record.recording_digest:
-        _say("  calibration samples are of the recording that the run was trained on")
-        return {}
-    scorer = StudentScorer(student, record.spec)
-    trained = record.normals
-    if training is not None:
-        parts = _trained_on(record, training)
-        trained = described(scorer, parts, parts.rows_in("train", do="Give the whole recording."))
-    if trained is None:
-        _say(
-            "  NOT COMPARED with the training samples: the run was trained on another recording "
-            f"('{record.recording}') and keeps no figures of it; give it as --training"
-        )
-        return None
-    found = differences_between(trained, described(scorer, recording, calibration.rows))
-    _say(f"  deviations from {trained.samples} normal training samples: {deviations_text(found)}")
-    refuse_unlike(found, recording)
-    return {one.figure: one.deviations for one in found}
-
-
-def _trained_on(record: RunRecord, training: Path) -> Recording:
-    """Open the recording given as --training. Raises InputError where it is another."""
-    trained = Recording.open(training)
-    if trained.digest() != record.recording_digest:
-        raise InputError(
-            where="--training",
-            expected=f"the recording that the run was trained on ('{record.recording}', digest "
-            f"{record.recording_digest[:12]})",
-            found=f"{training}, digest {trained.digest()[:12]}",
-            do="Give that recording, unchanged, or leave --training out.",
-        )
-    return trained
 
 
 def _only(folder: Path, forms: Sequence[Form], shipped: Form) -> dict[str, int]:
@@ -370,7 +245,7 @@ def _compiled(
     from export.forms import fastest_within_budget
 
     left = list(forms)
-    with _step("Building with NVIDIA's own builder, ahead of time"):
+    with step("Building with NVIDIA's own builder, ahead of time"):
         checks = [compile_check(folder / FP32_FILE)]
         while True:
             shipped = fastest_within_budget(left, reference)
@@ -381,10 +256,10 @@ def _compiled(
                 left.remove(shipped)
                 if not left:
                     raise
-                _say(f"  not shipped: {shipped.name}: {error.found}")
+                say(f"  not shipped: {shipped.name}: {error.found}")
     for check in checks:
         if check.status != "passed":
-            _say(f"  NOT CHECKED by NVIDIA's builder: {check.file}: {check.remark}")
+            say(f"  NOT CHECKED by NVIDIA's builder: {check.file}: {check.remark}")
     return shipped, tuple(checks)
 
 
@@ -405,7 +280,7 @@ def _draw_worst(out: Path, trial: Trial, student: Student, form: Form) -> None:
     checkpoint = StudentScorer(student, trial.calibration.spec)
     with trial.load(trial.folder / FORM_FILES[form.name]) as scorer:
         draw_worst(out, trial.calibration.recording, form, checkpoint, scorer)
-    _say(f"  the samples that {form.name} judges worst are drawn in {worst_path(out)}")
+    say(f"  the samples that {form.name} judges worst are drawn in {worst_path(out)}")
 
 
 def _reference(scorer: Scorer, recording: Recording, rows: Sequence[SampleRow]) -> Reference | None:
@@ -413,27 +288,5 @@ def _reference(scorer: Scorer, recording: Recording, rows: Sequence[SampleRow]) 
     from distill.evaluation.reference import reference_of
 
     title = "Measuring the reference on normal parts"
-    with _step(title):
+    with step(title):
         return reference_of(scorer, recording, Progress(title)(rows))
-
-
-def _without_rule(folder: Path) -> InputError:
-    return InputError(
-        where=folder,
-        expected="a finished run, with its threshold",
-        found="a student still in training",
-        do="Finish it: `edge distill ... --resume`.",
-    )
-
-
-@contextlib.contextmanager
-def _step(title: str) -> Iterator[None]:
-    """Say on standard error what is being made, and afterwards how long it took."""
-    started = time.monotonic()
-    _say(f"{title} ...")
-    yield
-    _say(f"  {time.monotonic() - started:.1f} s")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How far a long walk over samples is, on standard error.
+"""What a person who waits is told, on standard error: which step is made, and how far it is.
 
 A live bar on a terminal; elsewhere a line every few seconds, so that a log shows life too, and
 nothing at all for what is done at once. Where a command runs as many processes, one of them shows.
@@ -6,6 +6,7 @@ nothing at all for what is done at once. Where a command runs as many processes,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -38,6 +39,20 @@ class Progress:
             console = Console(stderr=True)
             return track(items, self.title, console=console, transient=True)
         return _with_lines(items, self.title)
+
+
+@contextlib.contextmanager
+def step(title: str) -> Iterator[None]:
+    """Say what is being made, and afterwards how long it took."""
+    started = time.monotonic()
+    say(f"{title} ...")
+    yield
+    say(f"  {time.monotonic() - started:.1f} s")
+
+
+def say(line: str) -> None:
+    """Print a line on standard error at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def is_main_process() -> bool:

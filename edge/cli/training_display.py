@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.cli.progress import is_main_process
+from edge.cli.progress import is_main_process, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +39,7 @@ def journal_for(folder: Path) -> Journal:
 
     if not is_main_process():
         return AllOf()
-    return AllOf((FileJournal(folder, _say), display()))
+    return AllOf((FileJournal(folder, say), display()))
 
 
 def display() -> Journal:
@@ -164,7 +164,7 @@ class Lines:
             self._due_s = now_s + _LINE_EVERY_S
             losses = ", ".join(f"{n} {t.last:.3g}" for n, t in self._course.trends.items())
             parts = (self._course.where(), losses, self._course.speed(), self._course.save())
-            _say("; ".join(parts))
+            say("; ".join(parts))
 
     def epoch(self, news: EpochNews, /) -> None:
         """Say nothing: the lines of the steps show the losses."""
@@ -240,7 +240,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 from torch import nn
 
+from distill.quantization.int8 import FINEST_SCALE
 from edge.errors import AnswerIsNo
 from export.quantization.quantizer import NARROWEST, is_inside
 
@@ -31,7 +32,6 @@ OPSET = 21
 _BLOCKS = (128, 64)
 _LEVELS = 7  # symmetric: -8 is left out, as -128 is in int8
 _SHARES = np.linspace(0.75, 1.0, 6)
-_FINEST_SCALE = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _rounded(
     best_BN = np.full_like(largest_BN, np.inf)
     scales_BN = np.zeros_like(largest_BN)
     for share in _SHARES:
-        tried_BN = np.maximum(largest_BN * (share / _LEVELS), _FINEST_SCALE).astype(np.float32)
+        tried_BN = np.maximum(largest_BN * (share / _LEVELS), FINEST_SCALE).astype(np.float32)
         error_BN = ((_codes(blocks_BSN, tried_BN) * tried_BN[:, None] - blocks_BSN) ** 2).sum(1)
         better_BN = error_BN < best_BN
         best_BN = np.where(better_BN, error_BN, best_BN)

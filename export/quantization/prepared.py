@@ -33,6 +33,8 @@ with quiet():
 
 _QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
 
+_LARGE = 50_000_000  # parameters of a student whose calibration takes minutes
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -98,13 +100,18 @@ class PreparedStudent:
         """Nothing is held that needs freeing."""
 
     def watch(self, samples: Iterable[ModelInputs]) -> None:
-        """See the samples' ranges, one at a time, from nothing."""
+        """See the samples' ranges, one at a time, from nothing.
+
+        Products of a large student are of bfloat16 where the CPU multiplies it: ranges are there in
+        half the time, and move by less than they do from one half of the samples to the other.
+        """
         for unit in self.units:
             for one in (*unit.activations, *unit.weights):
                 one.forget()
-        with self.playing("watch", self.units):
+        swift = torch.autocast("cpu", torch.bfloat16, enabled=self._pays_in_bfloat16())
+        with torch.no_grad(), swift, self.playing("watch", self.units):
             for inputs in samples:
-                self.score(inputs)
+                self.module(*tensors_from(inputs, self.spec))
         self._refuse_overflow()
         self.settle(self.method)
 
@@ -158,6 +165,10 @@ class PreparedStudent:
             self.kept_float,
             tuple(sorted(names)),
         )
+
+    def _pays_in_bfloat16(self) -> bool:
+        size = sum(weight.numel() for weight in self.module.parameters())
+        return size >= _LARGE and multiplies_bfloat16()
 
     def _refuse_overflow(self) -> None:
         bad = [
@@ -221,6 +232,12 @@ def prepared_student(
             "would make faster.",
         )
     return PreparedStudent(module, spec, units, tuple(quantizer.kept_float))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; elsewhere bfloat16 is slower than float32."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def tensors_from(inputs: ModelInputs, spec: ModelSpec) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ Shapes: N bins, L levels of magnitude, C candidates.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ _STRIDE = 8  # bins between two candidates of entropy
 _CANDIDATES = 128  # of mse
 _LEAST_SHARE = 1 / 16  # mse looks no lower than this share of the largest; bins are 16 a step
 _NOTHING = 1e-12
+_NARROWEST = 2.0**-100  # widths below it have a reciprocal beyond float32
 
 
 class Histogram:
@@ -46,7 +48,7 @@ class Histogram:
 
     def add(self, values: Tensor) -> None:
         """Count every value of a tensor of any shape."""
-        magnitudes = values.detach().abs().flatten().float()
+        magnitudes = values.detach().abs().flatten()
         largest = float(magnitudes.max())
         if np.isfinite(self.largest) and not largest <= self.largest:
             self.largest = largest
@@ -56,14 +58,17 @@ class Histogram:
             if largest == 0.0:
                 self.counts_N[0] += magnitudes.numel()
                 return
-            self.width = 2.0 ** math.ceil(math.log2(largest))
+            self.width = max(2.0 ** math.ceil(math.log2(largest)), _NARROWEST)
         while self.width < largest:
             self.counts_N = np.concatenate(
                 [self.counts_N.reshape(-1, 2).sum(1), np.zeros(BINS // 2, dtype=np.int64)]
             )
             self.width *= 2.0
-        counts_N = torch.histc(magnitudes, BINS, 0.0, self.width)
-        self.counts_N += counts_N.numpy().astype(np.int64)
+        if magnitudes.dtype == torch.bfloat16:
+            magnitudes = _spread(magnitudes)
+        # The scale is a power of two, so bins are exact in any float. Twice as fast as `histc`.
+        bins = (magnitudes * (BINS / self.width)).int().clamp_(max=BINS - 1)
+        self.counts_N += torch.bincount(bins, minlength=BINS).numpy()
 
     @property
     def total(self) -> int:
@@ -73,6 +78,22 @@ class Histogram:
     def middles(self) -> NDArray[np.float64]:
         """Return the middle of every bin [N]."""
         return (np.arange(BINS, dtype=np.float64) + 0.5) * (self.width / BINS)
+
+
+def _spread(magnitudes: Tensor) -> Tensor:
+    """Spread each bfloat16 evenly over the float32 values that are rounded to it.
+
+    It has 128 values in each power of two, so that most bins would stay empty, which `entropy`
+    takes for information.
+    """
+    bits = magnitudes.float().view(torch.int32) + _offsets(magnitudes.numel())
+    return bits.clamp_(min=0).view(torch.float32)
+
+
+@lru_cache(maxsize=8)  # layers have a few sizes
+def _offsets(count: int) -> Tensor:
+    """Return `count` numbers in [-2^15, 2^15), evenly spread (Knuth's 40503), always the same."""
+    return (torch.arange(count) * 40503 & 0xFFFF).int() - 0x8000
 
 
 def range_of(histogram: Histogram, method: Method) -> float:
