@@ -124,6 +124,7 @@ class Quantisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept_float: tuple[str, ...]  # because the student asks for it
     returned: tuple[str, ...]  # to float, because the parity budget did not hold otherwise
     effects: tuple[LayerEffect, ...]  # the worst first; empty where the budget held at once
+    watched_in: str = "float32"  # products while ranges were read: bfloat16 for large students
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

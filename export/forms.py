@@ -193,6 +193,7 @@ def _int8(trial: Trial, choices: Int8Choices) -> Form:
         kept_float=qdq.kept_float,
         returned=qdq.returned,
         effects=tuple(LayerEffect(one.unit.name, one.movement) for one in effects),
+        watched_in=prepared.watched_in,
     )
     return replace(form, quantisation=record)
 
@@ -272,7 +273,8 @@ def _found(
 
 def _watch(trial: Trial, prepared: PreparedStudent) -> None:
     calibration = trial.calibration
-    title = f"Calibrating on {len(calibration.rows)} samples"
+    swiftly = ", in bfloat16" if prepared.watched_in == "bfloat16" else ""
+    title = f"Calibrating on {len(calibration.rows)} samples{swiftly}"
     trial.say(f"  {title}")
     bar = trial.progress(title)
     prepared.watch(calibration.inputs_from(bar(calibration.rows)))

@@ -86,25 +86,36 @@ def test_file_computes_what_the_traced_student_plays(prepared, tmp_path, method)
     assert played != scores(prepared, samples)  # which is float again
 
 
-def test_ranges_of_a_large_student_are_those_of_a_small_one_though_watched_in_bfloat16(monkeypatch):
+def test_ranges_of_a_large_student_are_those_of_a_small_one_though_watched_in_bfloat16():
     samples = inputs_of(8)
     exact, swift = (
         prepared_student(trained_student(sensor=False), SPEC, kept_float=("heads",))
         for _ in range(2)
     )
     exact.watch(samples)
-    monkeypatch.setattr(prepared_module, "_LARGE", 0)
-    monkeypatch.setattr(prepared_module, "multiplies_bfloat16", lambda: True)
+    swift.watched_in = "bfloat16"
     swift.watch(samples)
     pairs = [
         (one.scale, other.scale)
         for unit, twin in zip(exact.units, swift.units, strict=True)
         for one, other in zip(unit.activations, twin.activations, strict=True)
     ]
-    assert any(one != other for one, other in pairs)  # it was another arithmetic
+    assert any(one != other for one, other in pairs)  # another arithmetic
     for one, other in pairs:
         assert other == pytest.approx(one, rel=0.02)
     assert scores(exact, samples) == scores(swift, samples)  # what is played stays float32
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_only_a_large_student_is_watched_in_bfloat16_and_only_where_the_cpu_has_it(
+    multiplies, monkeypatch
+):
+    monkeypatch.setattr(prepared_module, "multiplies_bfloat16", lambda: multiplies)
+    student = trained_student(sensor=False)
+    assert prepared_student(student, SPEC).watched_in == "float32"
+    monkeypatch.setattr(prepared_module, "_LARGE", 1000)
+    expected = "bfloat16" if multiplies else "float32"
+    assert prepared_student(student, SPEC).watched_in == expected
 
 
 def test_units_given_back_are_float_in_the_file_and_the_student_converts_again(prepared, tmp_path):

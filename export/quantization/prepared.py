@@ -78,6 +78,8 @@ class PreparedStudent:
         self.units = units
         self.kept_float = kept
         self.method: Method = "max"
+        large = sum(weight.numel() for weight in module.parameters()) >= _LARGE
+        self.watched_in = "bfloat16" if large and multiplies_bfloat16() else "float32"
 
     @property
     def spec(self) -> ModelSpec:
@@ -102,14 +104,14 @@ class PreparedStudent:
     def watch(self, samples: Iterable[ModelInputs]) -> None:
         """See the samples' ranges, one at a time, from nothing.
 
-        Products of a large student are of bfloat16 where the CPU multiplies it: ranges are there in
-        half the time, and move by less than they do from one half of the samples to the other.
+        Products of a large student are of bfloat16 where the CPU has it (`watched_in`): ranges are
+        there in half the time, and move by less than from one half of the samples to the other.
         """
         for unit in self.units:
             for one in (*unit.activations, *unit.weights):
                 one.forget()
-        swift = torch.autocast("cpu", torch.bfloat16, enabled=self._pays_in_bfloat16())
-        with torch.no_grad(), swift, self.playing("watch", self.units):
+        products = torch.autocast("cpu", torch.bfloat16, enabled=self.watched_in == "bfloat16")
+        with torch.no_grad(), products, self.playing("watch", self.units):
             for inputs in samples:
                 self.module(*tensors_from(inputs, self.spec))
         self._refuse_overflow()
@@ -165,10 +167,6 @@ class PreparedStudent:
             self.kept_float,
             tuple(sorted(names)),
         )
-
-    def _pays_in_bfloat16(self) -> bool:
-        size = sum(weight.numel() for weight in self.module.parameters())
-        return size >= _LARGE and multiplies_bfloat16()
 
     def _refuse_overflow(self) -> None:
         bad = [
