@@ -25,7 +25,7 @@ from edge.artefact import digest_of_file, new_file
 from edge.bundle import MANIFEST_FILE
 from edge.errors import InputError, MachineError
 from edge.model_spec import ModelSpec
-from edge.recording.format import HEADER_FILE
+from edge.recording.format import HEADER_FILE, UNREADABLE_JSON
 from edge.reference import Reference
 from edge.scorer import ModelInputs, Scores, scores_from_outputs
 
@@ -143,7 +143,7 @@ def read_record(folder: Path) -> RunRecord:
         schema = msgspec.json.decode(content).get("schema")
     except OSError as error:
         raise _no_run(folder, f"a {RECORD_FILE} that cannot be read ({error.strerror})") from None
-    except (msgspec.DecodeError, AttributeError):
+    except UNREADABLE_JSON:
         raise _no_run(folder, f"a {RECORD_FILE} that is not the JSON of a record") from None
     if schema != SCHEMA:
         raise InputError(
@@ -154,7 +154,7 @@ def read_record(folder: Path) -> RunRecord:
         )
     try:
         return msgspec.json.decode(content, type=RunRecord)
-    except msgspec.ValidationError as error:
+    except UNREADABLE_JSON as error:
         raise _no_run(folder, f"a {RECORD_FILE} of another form ({error})") from None
 
 

@@ -30,6 +30,12 @@ _NO_POSSIBLE_OUTPUT = (
 )
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """Return the path in the same folder whose name goes on with `suffix`; of "." too."""
+    named = path if path.name not in {"", ".."} else Path(os.path.abspath(path))  # noqa: PTH100
+    return named.with_name(named.name + suffix)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, *, force: bool = False, mark: str | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it becomes `path`, on any error it vanishes.

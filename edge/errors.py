@@ -14,6 +14,7 @@ prints `EdgeError` and nothing else: any other exception is a bug and keeps its 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Callable, Iterable
 
 
@@ -70,3 +71,11 @@ def nearest_hint(wrong: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean '{close[0]}'?"
     return "Known: " + ", ".join(words) + "." if words else "Nothing is known here."
+
+
+def signal_name(number: int) -> str:
+    """Name the signal that ended a process; those of real time have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

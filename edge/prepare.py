@@ -1,4 +1,4 @@
-"""A sample becomes the model's input tensors: crop, resize and copy, and nothing that computes.
+"""A sample becomes the model's input tensors: resize and copy, and nothing else that computes.
 
 Scaling, colour and sensor standardisation live inside the model, so that training and device
 cannot differ (see DESIGN: the keystone). What is not fit to be judged is refused here, at the

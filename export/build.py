@@ -49,6 +49,7 @@ class Built:
     peak_bytes: int  # of host memory, of the builder's process
     cached_bytes: int  # of the timing cache that was taken up
     timing_cache: Path | None
+    cache_problem: str  # why the timing cache could not be kept; mostly empty
 
 
 def plan_from_bundle(  # noqa: PLR0913  what is of the machine is given by who may look at it
@@ -103,7 +104,9 @@ def plan_from_bundle(  # noqa: PLR0913  what is of the machine is given by who m
                 created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             ),
         )
-    return Built(stamp, report["peak_bytes"], report["cached_bytes"], timing_cache)
+    return Built(
+        stamp, report["peak_bytes"], report["cached_bytes"], timing_cache, report["cache_problem"]
+    )
 
 
 def _flavour_of(order: BuildOrder, here: MachineIdentity) -> str:
@@ -166,7 +169,15 @@ def _timing_cache_of(order: BuildOrder, flavour: str, out: Path) -> Path | None:
         )
     if flavour == "tensorrt_rtx":
         return None
-    return order.timing_cache or out.with_name(f"{flavour}.timing")
+    kept = order.timing_cache or out.with_name(f"{flavour}.timing")
+    if kept.is_dir() or not kept.absolute().parent.is_dir():
+        raise InputError(
+            where=f"--timing-cache {kept}",
+            expected="a file in a folder that is there",
+            found="a folder" if kept.is_dir() else "no such folder",
+            do="Make the folder, or name another file: what the builder measures takes minutes.",
+        )
+    return kept
 
 
 def _bound_to(order: BuildOrder, here: MachineIdentity) -> MachineIdentity:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edge.errors import AnswerIsNo, InputError, MachineError
+from edge.errors import AnswerIsNo, InputError, MachineError, signal_name
 
 FREE_SOME = (
     "Free some: stop the agents and the desktop (sudo systemctl isolate multi-user.target), drop "
@@ -93,7 +93,7 @@ def _broke_down(onnx: Path, status: int, words: str) -> MachineError | AnswerIsN
             found="it was killed: most often the kernel does that when memory is out",
             do=FREE_SOME,
         )
-    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    how = signal_name(-status) if status < 0 else f"exit status {status}"
     return AnswerIsNo(
         where=onnx,
         expected="NVIDIA's builder to build it or to say why not",

@@ -56,12 +56,14 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     with Path(request["out"]).open("wb") as file:
         file.write(bytes(request["skip"]))
         file.write(plan)
+    cache_bytes, cache_problem = _save_timing_cache(config, kept) if kept else (0, "")
     return {
         "outcome": "built",
         "tensorrt": trt_here.__version__,
         "seconds": round(time.monotonic() - started_s, 2),
         "cached_bytes": cached_bytes,
-        "cache_bytes": _save_timing_cache(config, kept) if kept else 0,
+        "cache_bytes": cache_bytes,
+        "cache_problem": cache_problem,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }
 
@@ -111,15 +113,20 @@ def _load_timing_cache(config: trt.IBuilderConfig, path: Path) -> int:
     return 0
 
 
-def _save_timing_cache(config: trt.IBuilderConfig, path: Path) -> int:
+def _save_timing_cache(config: trt.IBuilderConfig, path: Path) -> tuple[int, str]:
+    """Keep what was measured; return its size, and why not: the plan is good without it."""
     cache = config.get_timing_cache()
     if cache is None:
-        return 0
+        return 0, ""
     content = bytes(cache.serialize())
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-    return len(content)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        return 0, error.strerror or str(error)
+    return len(content), ""
 
 
 def _monitor(trt_here: Any) -> Any:

@@ -100,9 +100,7 @@ def calibration_set(  # noqa: PLR0913 (what to draw from, how much, and what to 
             f"{len(rows)}).",
         )
     drawn = _drawn(rows, samples + SPARE_SAMPLES, seed)
-    return CalibrationSet(
-        recording, spec, drawn[:samples], drawn[samples:] or drawn[-SPARE_SAMPLES:]
-    )
+    return CalibrationSet(recording, spec, drawn[:samples], drawn[-SPARE_SAMPLES:])
 
 
 def _refuse_another_line(recording: Recording, spec: ModelSpec) -> None:

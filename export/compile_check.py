@@ -98,7 +98,13 @@ def _report_from_child(path: Path) -> dict[str, Any]:
     home = Path(__file__).resolve().parent.parent
     try:
         done = subprocess.run(
-            command, cwd=home, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+            command,
+            cwd=home,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LIMIT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise _broke_down(path, f"no end after {_LIMIT_S} s") from None

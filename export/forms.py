@@ -133,16 +133,20 @@ def refuse_untrained(choices: Int8Choices, student: nn.Module, run: Path) -> Non
 def made_forms(trial: Trial, precision: str, choices: Int8Choices) -> list[Form]:
     """Make the form asked for, or with `auto` each one, and judge them; the fastest first.
 
-    A form that cannot be made of this student is left out of `auto`, and said.
+    A form that cannot be made of this student is left out of `auto`, and said. Raises AnswerIsNo
+    where none can.
     """
     if precision != "auto":
         return [_form(trial, precision, choices)]
-    forms = []
-    for name in FASTEST_FIRST:
+    forms: list[Form] = []
+    # INT8 last, for SmoothQuant is folded into the weights that the other forms are made of.
+    for name in reversed(FASTEST_FIRST):
         try:
-            forms.append(_form(trial, name, choices))
+            forms.insert(0, _form(trial, name, choices))
         except AnswerIsNo as error:
             trial.say(f"  not made: {name}: {error.found}")
+            if name == FASTEST_FIRST[0] and not forms:
+                raise
     return forms
 
 
@@ -151,7 +155,7 @@ def fastest_within_budget(forms: Sequence[Form], reference: Sequence[Judged]) ->
     for form in forms:
         if not form.over:
             return form
-    assert forms, "int8 or fp16 can be made of every student, or the export stopped before"
+    assert forms, "where none could be made, the export stopped before"
     first = forms[0]
     check_budget(first.parity, BUDGETS[first.parity.form], reference, do=_remedy(first))
     raise AssertionError("a form over its budget passed it")

@@ -75,9 +75,10 @@ def frame_size(path: Path) -> ImageInput:
             width, height = picture.size
             turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
     except Exception:  # whatever Pillow says of it, the reader of pixels says it for a person
+        turned = True
+    if turned:  # for some formats and versions Pillow's size is that of the turned picture
         height, width = read_pixels(path).shape[:2]
-        turned = False
-    return ImageInput(width, height) if turned else ImageInput(height, width)
+    return ImageInput(height, width)
 
 
 def size_text(size: ImageInput) -> str:

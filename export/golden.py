@@ -1,11 +1,11 @@
 """Golden samples: inputs that travel in the bundle together with the scores they must give.
 
-They prove on any machine that the model there says what it said here. Scores are those of the INT8
-ONNX on onnxruntime's CPU. Another processor or runtime rounds single int8 steps differently, and
-such steps add up over the layers: the same file with onnxruntime's fusions off, so in other
-kernels altogether, moved a score by at most 0.011, and its log odds by 0.09, over 478 real samples
-(ballscrew, recipe tiny). `SCORE_TOLERANCE` and the distance from the threshold at which samples are
-chosen are about three times that; decisions are compared exactly.
+They prove on any machine that the model there says what it said here. Scores are those of the form
+that ships, on onnxruntime's CPU. Another processor or runtime rounds single int8 steps differently,
+and such steps add up over the layers: the same INT8 file with onnxruntime's fusions off, so in
+other kernels altogether, moved a score by at most 0.011, and its log odds by 0.09, over 478 real
+samples (ballscrew, recipe tiny). `SCORE_TOLERANCE` and the distance from the threshold at which
+samples are chosen are about three times that; decisions are compared exactly.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ def write_golden(
     folder: Path,
     recording: Recording,
     rows: Sequence[SampleRow],
-    int8: Scorer,
+    shipped: Scorer,
     judged: Sequence[Judged],
 ) -> tuple[GoldenSample, ...]:
     """Write golden samples under `folder/golden` and return their manifest entries.
 
-    Of large frames there are fewer, but one of each decision at least. `judged` is what `int8`
+    Of large frames there are fewer, but one of each decision at least. `judged` is what `shipped`
     made of `rows`, in the same order.
     """
     (folder / GOLDEN_FOLDER).mkdir()
     golden = []
-    for number, index in enumerate(_chosen(judged, _each(int8.spec)), start=1):
-        inputs = model_inputs(recording.read_sample(rows[index]), int8.spec)
-        scores = int8.score(inputs)
+    for number, index in enumerate(_chosen(judged, _each(shipped.spec)), start=1):
+        inputs = model_inputs(recording.read_sample(rows[index]), shipped.spec)
+        scores = shipped.score(inputs)
         file = f"{GOLDEN_FOLDER}/{number:02d}.npz"
         arrays: dict[str, Any] = dict(inputs)
         np.savez_compressed(folder / file, **arrays)
@@ -60,7 +60,7 @@ def write_golden(
             GoldenSample(
                 sample_id=rows[index].sample_id,
                 file=file,
-                decision=verdict_from(scores, inputs, int8.spec).decision,
+                decision=verdict_from(scores, inputs, shipped.spec).decision,
                 anomaly_score=scores.anomaly_score,
                 class_scores=tuple(float(score) for score in scores.class_scores),
             )

@@ -6,7 +6,7 @@ over its budget makes no bundle, and the ten samples that it judges worst are na
 
 A verdict flips when the decision differs. One kind of sample is left out of that count: one whose
 checkpoint score is the threshold itself, to `SCORE_TIE`. The held-out normal part that set the
-threshold lies one float below it by construction, so any rounding at all moves it across.
+threshold may lie one float below it (`edge.verdict`), so that any rounding at all moves it across.
 """
 
 from __future__ import annotations

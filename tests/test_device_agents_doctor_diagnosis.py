@@ -28,6 +28,7 @@ from small_station import (
     write_squares,
     write_station,
 )
+from test_device_agents_engine_on_onnxruntime import write_batch_model
 
 from device_agents.broker import MOSQUITTO_CONFIG, free_port, running_broker
 from device_agents.doctor import gpu as doctor_gpu
@@ -53,7 +54,7 @@ from device_agents.mqtt.link import Link
 from device_agents.outbox.writer import Outbox
 from device_agents.station import station_from_toml
 from device_agents.status import write_status
-from edge.bundle import FP32_FILE, Bundle, GoldenSample, entries_of, write_manifest
+from edge.bundle import FP32_FILE, INT8_FILE, Bundle, GoldenSample, entries_of, write_manifest
 from edge.cli import main as cli
 from edge.messages import InspectorHealth, PublisherHealth
 from edge.model_spec import ImageInput
@@ -402,6 +403,20 @@ def test_provider_that_is_not_here_is_a_failure(with_bundle):
 def test_engine_too_slow_for_the_budget_is_a_warning(with_bundle):
     patient = changed(with_bundle, "loop", budget_ms=1e-6)
     assert "warn: one part takes" in the_failure(look_at_engine, patient)
+
+
+def test_bundle_for_several_cameras_is_scored_too(tmp_path):
+    patient = patient_of(write_good(tmp_path))
+    bundle, several = write_bundle(tmp_path / "other"), msgspec.structs.replace(spec_of(), batch=2)
+    for name in (FP32_FILE, INT8_FILE):
+        write_batch_model(bundle.folder / name, several)
+    files = entries_of(bundle.folder)
+    write_manifest(
+        bundle.folder, msgspec.structs.replace(bundle.manifest, spec=several, files=files)
+    )
+    patient.bundle = Bundle.open(bundle.folder)
+    found = [str(finding) for finding in look_at_engine(patient)]
+    assert any("one run, of up to 2 parts, takes" in one for one in found), found
 
 
 def test_model_that_scores_otherwise_than_recorded_is_a_failure(tmp_path):

@@ -22,12 +22,13 @@ def refusal_of(folder: Path) -> str:
         ("manifest.json", "{}", "a bundle"),
         ("notes.txt", "", "a folder without run.json"),
         ("run.json", '{"schema": 2,', "a run.json that is not the JSON of a record"),
+        ("run.json", '{"schema": "\udcff"}', "a run.json that is not the JSON of a record"),
         ("run.json", "[]", "a run.json that is not the JSON of a record"),
         ("run.json", '{"schema": 1}', "schema 1"),
     ],
 )
 def test_another_folder_is_called_what_it_is(tmp_path: Path, file: str, content: str, found: str):
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_bytes(content.encode(errors="surrogateescape"))
     assert refusal_of(tmp_path) == found
 
 

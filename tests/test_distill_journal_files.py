@@ -126,7 +126,9 @@ def test_a_line_that_a_kill_cut_off_is_no_line(tmp_path: Path):
     assert told(tmp_path) == [("line", number) for number in range(1, 6)]
 
 
-@pytest.mark.parametrize("damage", [b"\x00\x00\x00", b'{"kind": "step"}', b"[]", b"\xff\xfe{}"])
+@pytest.mark.parametrize(
+    "damage", [b"\x00\x00\x00", b'{"kind": "step"}', b"[]", b"\xff\xfe{}", b'{"a": "\xff"}']
+)
 def test_a_damaged_journal_is_kept_aside_and_told_of(tmp_path: Path, damage: bytes):
     train(FileJournal(tmp_path, print), stage(), 4)
     path = tmp_path / JOURNAL_FILE

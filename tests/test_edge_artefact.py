@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.artefact import check_free, digest_of_bytes, digest_of_file, new_file, new_folder
+from edge.artefact import beside, check_free, digest_of_bytes, digest_of_file, new_file, new_folder
 from edge.errors import InputError, MachineError
 
 FULL_DISK = Path("/dev/full")  # every write to it fails for want of room
@@ -155,3 +155,11 @@ def test_a_place_where_no_output_can_be_is_named(tmp_path):
     for path in (tmp_path / "folder", Path("/proc/nowhere/a.png")):
         with pytest.raises((InputError, MachineError)), new_file(path, force=True) as partial:
             partial.write_bytes(b"x")
+
+
+def test_path_beside_the_folder_that_one_stands_in_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path / "bundle")
+    assert beside(Path("run"), ".unfinished") == Path("run.unfinished")
+    assert beside(Path(), ".worst.png") == tmp_path / "bundle.worst.png"
+    assert beside(Path("a/.."), ".x") == tmp_path / "bundle.x"

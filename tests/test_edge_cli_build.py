@@ -73,6 +73,15 @@ def test_what_cannot_be_built_is_one_paragraph(tmp_path, capsys, words, status, 
     assert not (tmp_path / "m.plan").exists()
 
 
+@pytest.mark.parametrize("words", [("--workspace-mb", "0"), ("--dla-core", "-1")])
+def test_numbers_that_mean_nothing_are_refused_at_once(tmp_path, capsys, words):
+    write_bundle(tmp_path / "bundle")
+    with pytest.raises(SystemExit) as ended:
+        build(tmp_path, *words, capsys=capsys)
+    assert ended.value.code == 2
+    assert "is below" in capsys.readouterr().err
+
+
 def test_path_that_is_no_bundle_is_refused(tmp_path, capsys):
     (tmp_path / "bundle").mkdir()
     status, _, said = build(tmp_path, capsys=capsys)

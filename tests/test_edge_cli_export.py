@@ -350,13 +350,14 @@ def test_older_run_is_compared_where_its_recording_is_given(run_folder, tmp_path
     record, student = read_record(older), student_from_run(older)
     other = write_small_recording(tmp_path / "other", {"train": 40}, seed=5)
     calibration = calibration_set(other, record.spec, samples=32)
-    assert (
-        differences_from_training(student, record, calibration, None) is None
-    )  # which the manifest will say
+    compared = differences_from_training(student, record, calibration, None, whole=other)
+    assert compared is None  # which the manifest will say
     assert "keeps no figures of it; give it as --training" in capsys.readouterr().err
-    given = differences_from_training(student, record, calibration, small_recording().folder)
+    training = small_recording().folder
+    given = differences_from_training(student, record, calibration, training, whole=other)
     assert "deviations from 32 normal training samples: " in capsys.readouterr().err
-    assert given == differences_from_training(student, read_record(run_folder), calibration, None)
+    record = read_record(run_folder)
+    assert given == differences_from_training(student, record, calibration, None, whole=other)
 
 
 def test_unlike_calibration_samples_are_refused_with_their_distance(

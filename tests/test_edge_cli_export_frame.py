@@ -168,10 +168,19 @@ def test_line_is_known_again_by_a_camera_of_twice_the_size(run_folder, line, tmp
     twice = resized(twice, lambda _place: True, (300, 180))
     record, student = read_record(run_folder), student_from_run(run_folder)
     calibration = calibration_set(twice, record.spec, samples=32)
-    compared = differences_from_training(student, record, calibration, line.folder)
+    compared = differences_from_training(student, record, calibration, line.folder, whole=twice)
     assert "(focus not compared: frames of another size)" in capsys.readouterr().err
     assert "focus" not in compared
     assert max(compared.values()) < 4
+
+
+def test_own_recording_is_known_though_a_frame_size_left_some_of_it_out(run_folder, line, capsys):
+    record, student = read_record(run_folder), student_from_run(run_folder)
+    some = Recording(line.folder, line.header, line.rows[::2])
+    calibration = calibration_set(some, record.spec, samples=32)
+    own = msgspec.structs.replace(record, recording_digest=line.digest())
+    assert differences_from_training(student, own, calibration, None, whole=line) == {}
+    assert "of the recording that the run was trained on" in capsys.readouterr().err
 
 
 def test_time_without_the_hosts_resize_says_so(line):

@@ -4,7 +4,15 @@ import pickle
 
 import pytest
 
-from edge.errors import AnswerIsNo, EdgeError, InputError, MachineError, UnfitSample, nearest_hint
+from edge.errors import (
+    AnswerIsNo,
+    EdgeError,
+    InputError,
+    MachineError,
+    UnfitSample,
+    nearest_hint,
+    signal_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,3 +39,8 @@ def test_hints_name_the_nearest_word_or_all_of_them():
 def test_an_error_survives_its_way_between_processes():
     error = UnfitSample(where="a", expected="b", found="c", do="d.")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_signal_without_a_name_is_its_number():
+    assert signal_name(11) == "SIGSEGV"
+    assert signal_name(40) == "signal 40"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -157,34 +158,61 @@ def test_dla_that_is_not_there_is_the_machines_lack(tmp_path):
         build(bundle, tmp_path / "model.plan", order)
 
 
-@needs_rtx
-def test_timing_cache_is_read_and_written_even_where_it_is_rubbish(tmp_path):
-    """By the builder that is here: TensorRT-RTX takes and gives one, though it measures nothing."""
-    bundle = write_bundle(tmp_path / "bundle")
-    cache = tmp_path / "timing"
+def built_with_cache(bundle: Bundle, folder: Path, cache: Path) -> dict:
+    """Have the real builder's process build with a timing cache; return its last word.
+
+    TensorRT-RTX takes and gives one, though it measures nothing.
+    """
     request = {
         "flavour": "tensorrt_rtx",
         "onnx": str(bundle.folder / INT8_FILE),
-        "out": str(tmp_path / "raw.plan"),
+        "out": str(folder / "raw.plan"),
         "skip": HEADER_BYTES,
         "timing_cache": str(cache),
         "workspace_bytes": 1 << 28,
         "dla_core": None,
         "compute_capability": "8.6",
     }
-    reports = []
-    for content in (None, None, b"rubbish"):
-        if content is not None:
-            cache.write_bytes(content)
-        done = subprocess.run(
-            [sys.executable, "-m", "export.builder_process", json.dumps(request)],
-            capture_output=True,
-            text=True,
-        )
-        reports.append(json.loads(done.stdout.splitlines()[-1]))
+    done = subprocess.run(
+        [sys.executable, "-m", "export.builder_process", json.dumps(request)],
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_rtx
+def test_timing_cache_is_read_and_written_even_where_it_is_rubbish(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle")
+    cache = tmp_path / "timing"
+    reports = [built_with_cache(bundle, tmp_path, cache) for _ in range(2)]
+    cache.write_bytes(b"rubbish")
+    reports.append(built_with_cache(bundle, tmp_path, cache))
     assert [report["outcome"] for report in reports] == ["built"] * 3
     assert reports[0]["cached_bytes"] == 0
     assert reports[1]["cached_bytes"] == reports[0]["cache_bytes"] == cache.stat().st_size
+
+
+@needs_rtx
+def test_plan_is_kept_though_its_timing_cache_cannot_be(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle")
+    report = built_with_cache(bundle, tmp_path, tmp_path / "gone" / "timing")
+    assert (report["outcome"], report["cache_bytes"]) == ("built", 0)
+    assert report["cache_problem"] == "No such file or directory"
+    assert (tmp_path / "raw.plan").stat().st_size > HEADER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("cache", "found"), [("gone/timing", "no such folder"), ("bundle", "found a folder")]
+)
+def test_timing_cache_that_cannot_be_kept_is_refused_before_the_building(
+    tmp_path, monkeypatch, cache, found
+):
+    monkeypatch.setattr(module, "flavours_here", lambda: ("tensorrt",))
+    bundle = write_bundle(tmp_path / "bundle")
+    order = BuildOrder(timing_cache=tmp_path / cache)
+    with pytest.raises(InputError, match=f"--timing-cache .*{found}"):
+        build(bundle, tmp_path / "model.plan", order, here=IDENTITY)
 
 
 # ---- Refused before the builder starts. ----------------------------------------------------------

@@ -11,7 +11,7 @@ from export_stand_in import CLASSES, small_recording, spec_of, write_small_recor
 from edge.errors import InputError
 from edge.recording.format import Recording
 from edge.sample import Channel
-from export.calibration import MINIMUM_SAMPLES, calibration_set
+from export.calibration import MINIMUM_SAMPLES, SPARE_SAMPLES, calibration_set
 
 UNEVEN = ("ok",) * 60 + ("scratch",) * 5 + ("hum",) * 31
 
@@ -77,6 +77,15 @@ def test_recording_with_too_few_samples_is_refused(tmp_path):
         calibration_set(recording, spec_of(), samples=128, too_few="Ask a friend.")
     drawn = calibration_set(recording, spec_of(), samples=128, fewest=1)  # as FP16 asks
     assert len(drawn.rows) == len(drawn.spare_rows) == 9
+
+
+def test_choices_have_enough_samples_to_be_made_on_however_few_are_left_over(tmp_path):
+    recording = write_small_recording(tmp_path / "one-more", {"train": 41})
+    drawn = calibration_set(recording, spec_of(), samples=40)
+    assert len(drawn.rows) == 40
+    assert len(drawn.spare_rows) == SPARE_SAMPLES
+    beside = set(drawn.spare_rows) - set(drawn.rows)
+    assert len(beside) == 1  # all that there are
 
 
 def test_recording_without_a_training_split_is_refused(tmp_path):

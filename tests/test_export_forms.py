@@ -14,6 +14,7 @@ from edge.errors import AnswerIsNo, InputError
 from export import parity
 from export.calibration import calibration_set
 from export.forms import (
+    FASTEST_FIRST,
     Int8Choices,
     Trial,
     fastest_within_budget,
@@ -132,3 +133,27 @@ def test_int8_self_stays_int8_where_it_was_trained_in_it():
     refuse_untrained(Int8Choices(), student, run)
     refuse_untrained(Int8Choices(convolutions=True), student.blocks, run)  # there are none
     refuse_untrained(Int8Choices(method="max", attention=True), student, run)  # measured anew
+
+
+def test_auto_makes_of_a_student_what_each_precision_alone_makes(tmp_path):
+    """SmoothQuant is folded into the weights, so that INT8 must not be made before the others."""
+    student = copy.deepcopy(trained_student())
+    with torch.no_grad():  # one channel of a norm far out, which smoothing hands on to the weights
+        student.blocks[0].norm_2.weight[3] *= 64.0
+    trial = trial_of(copy.deepcopy(student), tmp_path)
+    together = {form.name: form for form in made_forms(trial, "auto", Int8Choices())}
+    assert list(together) == list(FASTEST_FIRST)
+    assert together["int8"].quantisation.smoothing > 0
+    for name in ("fp16", "int4-weights"):
+        (tmp_path / name).mkdir()
+        alone = made_forms(trial_of(copy.deepcopy(student), tmp_path / name), name, Int8Choices())
+        assert alone[0].parity == together[name].parity
+
+
+def test_auto_of_a_student_that_overflows_everywhere_is_an_answer(tmp_path):
+    student = copy.deepcopy(trained_student())
+    with torch.no_grad():
+        student.blocks[0].up.weight.fill_(1e30)
+        student.blocks[0].up.bias.fill_(float("inf"))
+    with pytest.raises(AnswerIsNo):
+        made_forms(trial_of(student, tmp_path), "auto", Int8Choices())

@@ -8,6 +8,7 @@ from PIL import Image
 
 from edge.errors import InputError
 from edge.model_spec import ImageInput
+from edge.recording.format import read_pixels
 from export.frame import frame_size, recording_of_frames, saying_what_was_left_out
 
 IMAGE = ImageInput(64, 64)
@@ -103,10 +104,12 @@ def test_empty_recording_is_left_to_who_needs_its_samples(tmp_path):
     assert recording_of_frames(recording, "1280x960", IMAGE) == (None, recording)
 
 
-def test_turned_picture_has_the_size_that_is_read(tmp_path):
-    path, exif = tmp_path / "turned.jpg", Image.Exif()
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_turned_picture_has_the_size_that_is_read(tmp_path, suffix):
+    path, exif = tmp_path / f"turned.{suffix}", Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((48, 100, 3), np.uint8)).save(path, exif=exif)
+    assert read_pixels(path).shape[:2] == (100, 48)
     assert frame_size(path) == ImageInput(height=100, width=48)
 
 

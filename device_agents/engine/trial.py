@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from device_agents.engine.on_onnxruntime import engine_from_onnx
-from edge.errors import EdgeError, InputError
+from edge.errors import EdgeError, InputError, signal_name
 from edge.model_spec import ModelSpec
 
 LIMIT_S = 600.0
@@ -35,7 +34,13 @@ def try_onnx(path: Path, spec: ModelSpec, *, limit_s: float = LIMIT_S) -> None:
     home = Path(__file__).resolve().parent.parent.parent
     try:
         done = subprocess.run(
-            command, cwd=home, capture_output=True, text=True, timeout=limit_s, check=False
+            command,
+            cwd=home,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise _harmful(path, f"no end after {limit_s:g} s") from None
@@ -45,7 +50,7 @@ def try_onnx(path: Path, spec: ModelSpec, *, limit_s: float = LIMIT_S) -> None:
         problem = json.loads(done.stdout.strip().rpartition("\n")[2])
         raise InputError(where=path, **problem)
     if done.returncode < 0:
-        raise _harmful(path, f"it died of {signal.Signals(-done.returncode).name}")
+        raise _harmful(path, f"it died of {signal_name(-done.returncode)}")
     raise _harmful(path, f"it broke down: {done.stderr.strip().rpartition(chr(10))[2][:300]}")
 
 

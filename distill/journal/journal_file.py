@@ -24,6 +24,7 @@ import torch
 from distill.journal.news import EpochNews, StageNews, StepNews
 from edge.artefact import new_file
 from edge.errors import EdgeError, MachineError
+from edge.recording.format import UNREADABLE_JSON
 
 JOURNAL_FILE = "journal.jsonl"
 CURVES_FILE = "curves.png"
@@ -180,7 +181,7 @@ def lines_in(path: Path) -> tuple[list[Line], int]:
     for text in whole:
         try:
             line = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+        except UNREADABLE_JSON:
             continue
         if isinstance(line, dict) and {"kind", "stage", "run_step"} <= line.keys():
             lines.append(line)

@@ -58,6 +58,7 @@ from numpy.typing import NDArray
 from distill.dataset import Progress
 from edge.artefact import new_file
 from edge.errors import InputError, MachineError
+from edge.recording.format import UNREADABLE_JSON
 
 INDEX_FILE = "index.json"
 LOCK_FILE = "computing.lock"
@@ -109,7 +110,7 @@ def index_in(folder: Path, belongs_to: Mapping[str, str]) -> TargetsIndex:
         return index
     try:
         index = msgspec.json.decode(path.read_bytes(), type=TargetsIndex)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except UNREADABLE_JSON as error:
         raise _foreign(folder, str(error)) from None
     other = [name for name, value in belongs_to.items() if index.belongs_to.get(name) != value]
     if other:

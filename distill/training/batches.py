@@ -97,7 +97,7 @@ class Batches:
         drawn = self.drawn(epoch, step)
         size = len(drawn.parts_B)
         begins, ends = size * piece // pieces, size * (piece + 1) // pieces
-        mine = slice(begins, max(ends, begins + 1)) if begins < size else slice(size - 1, size)
+        mine = slice(begins, max(ends, begins + 1))
         factor = float(pieces) if ends > begins else 0.0
         parts_b, rounds_b, shown_b2 = drawn.some(mine)
         return Batch(

@@ -13,7 +13,7 @@ from distill.checkpoint import RECORD_FILE, UNFINISHED
 from distill.recipe import Recipe, Stage
 from distill.targets.folder import INDEX_FILE
 from distill.training.saved_state import Position, SavedStates
-from edge.artefact import check_free, new_file
+from edge.artefact import beside, check_free, new_file
 from edge.errors import InputError
 from edge.recording.format import Recording
 
@@ -35,7 +35,7 @@ class RunFolders:
     @property
     def unfinished(self) -> Path:
         """The folder of a run that is under way."""
-        return self.final.with_name(self.final.name + UNFINISHED)
+        return beside(self.final, UNFINISHED)
 
     @property
     def states(self) -> SavedStates:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edge.artefact import check_free
 from edge.bundle import FORM_FILES, Bundle
+from edge.cli.replay import at_least_one, not_negative
 from edge.plan import FLAVOURS, MAGIC
 
 _LINE_EVERY_S = 10.0
@@ -32,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dla-core",
-        type=int,
+        type=not_negative,
         metavar="N",
         help="run on this DLA what it takes, the rest on the GPU",
     )
     parser.add_argument(
         "--workspace-mb",
-        type=int,
+        type=at_least_one,
         metavar="MB",
         help="the builder's workspace (default: half of the memory that is left)",
     )
@@ -83,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         f"{stamp.workspace_bytes >> 20} MB of workspace; the builder's peak was "
         f"{built.peak_bytes / 1e6:.0f} MB."
     )
-    if built.timing_cache is not None:
+    if built.cache_problem:
+        print(f"Timing cache NOT KEPT in {built.timing_cache}: {built.cache_problem}")
+    elif built.timing_cache is not None:
         print(f"Timing cache: {built.timing_cache}, {built.cached_bytes:,} bytes of it used again.")
     bound = [f"{name} {value}" for name, value in _fields(stamp.built_for) if value]
     print(f"Bound to: {', '.join(bound)}.")

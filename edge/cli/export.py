@@ -194,6 +194,7 @@ def _trial(folder: Path, read: ExportInputs) -> tuple[Trial, Form]:
     from distill.students.student import EMBEDDINGS, HEADS
     from export.forms import Trial, judged_form
     from export.judge import judged_by
+    from export.parity import CHECKPOINT
 
     rows, split = read.rows, read.rows[0].split
 
@@ -206,7 +207,7 @@ def _trial(folder: Path, read: ExportInputs) -> tuple[Trial, Form]:
 
     with step(f"Comparing verdicts on {len(rows)} samples of split '{split}'"):
         with StudentScorer(read.student, read.calibration.spec) as trained:
-            reference = judge(trained, "checkpoint")
+            reference = judge(trained, CHECKPOINT)
         trial = Trial(
             folder=folder,
             student=read.student,

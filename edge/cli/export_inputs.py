@@ -72,7 +72,9 @@ def inputs_from(arguments: argparse.Namespace) -> ExportInputs:
             fewest=MINIMUM_SAMPLES if arguments.precision in WITH_RANGES else 1,
         )
         rows = held_out_rows(recording)
-    unlike = differences_from_training(student, record, calibration, arguments.training)
+    unlike = differences_from_training(
+        student, record, calibration, arguments.training, whole=opened
+    )
     return ExportInputs(record, student, recording, spec, calibration, rows, unlike)
 
 
@@ -101,14 +103,22 @@ def _about_frames(spec: ModelSpec, recording: Recording, opened: Recording) -> s
 
 
 def differences_from_training(
-    student: Student, record: RunRecord, calibration: CalibrationSet, training: Path | None
+    student: Student,
+    record: RunRecord,
+    calibration: CalibrationSet,
+    training: Path | None,
+    *,
+    whole: Recording,
 ) -> dict[str, float] | None:
-    """Compare the calibration's recording with the training's. Raises InputError where unlike."""
+    """Compare the calibration's recording with the training's. Raises InputError where unlike.
+
+    `whole` is the recording with the samples that --frame left out.
+    """
     from distill.checkpoint import StudentScorer
     from export.likeness import described, deviations_text, differences_between, refuse_unlike
 
     recording = calibration.recording
-    if recording.digest() == record.recording_digest:
+    if whole.digest() == record.recording_digest:
         say("  calibration samples are of the recording that the run was trained on")
         return {}
     scorer = StudentScorer(student, record.spec)

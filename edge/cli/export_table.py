@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.artefact import new_file
+from edge.artefact import beside, new_file
 from edge.bundle import FORM_FILES, CompileCheck, Manifest, Quantisation
 from edge.recording.contact_sheet import PNG_MAGIC
 from edge.recording.format import Recording
@@ -63,7 +63,7 @@ def show(manifest: Manifest, out: Path, forms: Sequence[Form], sizes: dict[str, 
 
 def worst_path(out: Path) -> Path:
     """Return where the worst samples are drawn: beside the bundle, for it may come to none."""
-    return out.with_name(out.name + ".worst.png")
+    return beside(out, ".worst.png")
 
 
 def draw_worst(
@@ -82,9 +82,10 @@ def _title(form: Form, manifest: Manifest) -> str:
 
 
 def _row_titles(spec: ModelSpec) -> tuple[str, ...]:
-    """Return `_ROWS`, and say where the time of one sample leaves the host's resize out."""
+    """Return `_ROWS`; of the time, say of how many samples, and if without the resize."""
+    time = _TIME if spec.batch == 1 else f"One run here, of {spec.batch} samples"
     before = "" if spec.frame is not None else ", resized before"
-    return tuple(title + before if title == _TIME else title for title in _ROWS)
+    return tuple(time + before if title == _TIME else title for title in _ROWS)
 
 
 def _column(form: Form, size_bytes: int, checks: dict[str, CompileCheck]) -> tuple[str, ...]:

@@ -129,7 +129,16 @@ def line_of(inspection: Inspection) -> str:
 
 def at_least_one(text: str) -> int:
     """Read a count from the command line."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """Read a number that counts from 0 from the command line."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} is below {least}")
     return number

@@ -38,7 +38,7 @@ UNLABELLED = ""
 can be measured on them."""
 UNLABELLED_SPLIT = "train"
 # What msgspec raises on bytes that are no JSON object, beside its own error.
-_UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError)
+UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, AttributeError, RecursionError)
 # The seconds' fraction, which `datetime.fromisoformat` of Python 3.10 takes in 3 or 6 digits only.
 _FRACTION = re.compile(r"^([0-9]{4}-[0-9]{2}-[0-9]{2}.[0-9]{2}:[0-9]{2}:[0-9]{2})[.,]([0-9]+)")
 _OTHER_SPLIT = "Name one of those splits, or import with a split column."
@@ -247,7 +247,7 @@ def _read_header(path: Path) -> RecordingHeader:
     content = _read_bytes(path)
     try:
         schema = msgspec.json.decode(content).get("schema")
-    except _UNREADABLE_JSON as error:
+    except UNREADABLE_JSON as error:
         raise _broken(path, str(error)) from None
     if schema != SCHEMA:
         raise InputError(
@@ -266,7 +266,7 @@ def _read_rows(path: Path) -> Iterator[SampleRow]:
     for number, line in enumerate(_read_bytes(path).splitlines(), start=1):
         try:
             row = msgspec.json.decode(line, type=SampleRow)
-        except _UNREADABLE_JSON as error:
+        except UNREADABLE_JSON as error:
             raise _broken(f"{path}, line {number}", str(error)) from None
         for relative in (row.image, row.sensor, row.mask):
             if relative is not None and not is_safe_relative(relative):

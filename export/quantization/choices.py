@@ -1,8 +1,9 @@
 """Choices made by measurement: the calibration method, SmoothQuant's strength, the order of layers.
 
 What is measured is what the verdict hangs on: how far the anomaly score moves, in log odds, so
-that a score near 0 or 1 counts as one near the threshold does. The samples are training samples
-beside those that the ranges come from; the held-out samples that prove parity are never asked.
+that a score near 0 or 1 counts as one near the threshold does. The samples are training samples,
+beside those that the ranges come from where there are enough; the held-out samples that prove
+parity are never asked.
 
 A layer's effect is measured with that layer alone in int8 and all else float: the reference is
 then free of other layers' noise, so that a few samples show small effects, and small errors add

@@ -234,7 +234,8 @@ def prepared_student(
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for it; elsewhere bfloat16 is slower than float32."""
-    has = torch.cpu.get_capabilities()
+    # Newer than the oldest torch that we take.
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 

@@ -2,7 +2,7 @@
 
 A histogram of magnitudes answers four ways. Its memory is fixed: where a value lies beyond its
 width, the width doubles and the counts of each pair of neighbours are added. Widths are powers of
-two, so that no count is ever spread by guess and the order of the samples changes nothing.
+two, so that no bin is ever cut in two and the order of the samples changes nothing.
 
 `max` covers everything that was seen. `percentile` and `entropy` after Wu et al., "Integer
 Quantization for Deep Learning Inference", arXiv 2004.09602 (entropy is Migacz's, "8-bit Inference
