@@ -292,6 +292,29 @@ def test_a_training_that_diverges_names_the_key_that_quantize_takes(
         quantized(order, ranges, tmp_path / "run2")
 
 
+def test_few_parts_are_visited_often_and_keep_as_many_copies_as_that(
+    trained: Path, line: Recording, tmp_path: Path
+):
+    """36 parts in batches of 8, for 2 epochs; of one part no more copies than visits are seen."""
+
+    def copies(recording: Recording, *overrides: str) -> int:
+        order = order_for(trained, recording, (*QUICKLY, "targets.copies=6", *overrides))
+        return order.recipe.targets.copies
+
+    assert len(line.rows_in("train")) == 36
+    assert copies(line) == 2, "16 draws are fewer than parts: each is visited once an epoch"
+    assert copies(line, "train.min_steps_per_epoch=5") == 4, "40 draws: some twice an epoch"
+    assert copies(line, "train.min_steps_per_epoch=16") == 6, "128 draws: up to 4 times"
+    assert copies(line, "train.min_steps_per_epoch=16", "targets.copies=1") == 1
+    five = [row.sample_id for row in line.rows_in("train")][:5]
+    few = changed_rows(
+        line,
+        tmp_path / "few",
+        lambda row: row if row["split"] != "train" or row["sample_id"] in five else None,
+    )
+    assert copies(few, "train.min_steps_per_epoch=2") == 4, "a batch is no larger than 5 parts"
+
+
 def refusal_of(run: Path, recording: Recording, *overrides: str) -> str:
     with pytest.raises(InputError) as refused:
         order_for(run, recording, overrides)

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_distillation import edge, here, quick_recipe, quick_words, small_recording
 from test_distill_students_student import inputs_of, spec_of
 
-from distill.students.init_from import resized_kernel, source_block, start_from
+from distill.students.init_from import refuse_unfit, resized_kernel, source_block, start_from
 from distill.students.student import Student
 from distill.students.trunk import Experts
 from edge.errors import InputError
@@ -55,7 +55,7 @@ def model_of(family: str, **changes):
             "clip": (hf.CLIPVisionConfig, hf.CLIPVisionModel),
             "siglip": (hf.SiglipVisionConfig, hf.SiglipVisionModel),
         }[family]
-        return model(config(**shape, image_size=64))
+        return model(config(**{"image_size": 64, **shape}))
 
 
 @pytest.mark.parametrize("family", ["vit", "mae", "dinov2", "dinov3", "clip", "siglip", "siglip2"])
@@ -150,6 +150,62 @@ def test_weights_of_another_geometry_are_refused_and_change_nothing(tmp_path, ch
     with pytest.raises(InputError, match=found):
         start_from(student, tmp_path / "m")
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def with_positions(folder, patches: int, classes: int):
+    """A saved ViT with as many positions as that; without a class token where there is none."""
+    folder.mkdir()
+    tensors = dict(model_of("vit").state_dict())
+    tensors["embeddings.position_embeddings"] = torch.randn(1, patches + classes, 32)
+    if not classes:
+        del tensors["embeddings.cls_token"]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("patches", "classes", "found"),
+    [
+        (16 * 32, 1, "513 positions"),  # 22 x 22 and 29 more, if rows were taken for a square's
+        (16 * 32, 0, "512 positions"),
+        (36, 10, "46 positions"),  # more than a class token and eight registers
+        (4 * 4 + 1, 0, "17 positions"),  # one that nothing in the file is for
+    ],
+)
+def test_positions_of_an_oblong_grid_are_refused_and_change_nothing(
+    tmp_path, patches, classes, found
+):
+    path = with_positions(tmp_path / "m", patches, classes)
+    student = student_of()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    for refused in (start_from, refuse_unfit):
+        with pytest.raises(InputError, match=found) as caught:
+            refused(student, path)
+        assert "square" in caught.value.expected
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_an_oblong_grid_whose_count_is_a_square_is_refused_by_the_models_configuration(tmp_path):
+    model = model_of(
+        "vit", image_size=[48, 64], patch_size=8
+    )  # 6 x 8 cells and a class token: 7 x 7
+    model.save_pretrained(tmp_path / "m")
+    with pytest.raises(InputError, match=r"49 positions for image_size \[48, 64\]"):
+        start_from(student_of(), tmp_path / "m")
+
+
+@pytest.mark.parametrize("classes", [0, 1, 9])
+def test_positions_of_a_square_are_taken_after_those_of_class_and_registers(tmp_path, classes):
+    path = with_positions(tmp_path / "m", 36, classes)
+    tensors = load_file(path / "model.safetensors")
+    tensors["embeddings.position_embeddings"] = torch.ones(1, 36 + classes, 32)
+    tensors["embeddings.position_embeddings"][:, :classes] = 1000.0
+    save_file(tensors, path / "model.safetensors")
+    student = student_of()
+    told = start_from(student, path)
+    assert "embeddings.position_embeddings" in told.taken
+    place = student.image_tokens.place.detach()
+    torch.testing.assert_close(place, torch.ones_like(place))
 
 
 def test_what_is_no_such_file_is_refused(tmp_path):

@@ -6,6 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import ndimage
+from small_augmentations import DEFECTS, only
 from small_distillation import (
     Order,
     distilled,
@@ -19,11 +22,12 @@ from small_distillation import (
 from distill.adaptation.order import order_for
 from distill.augment.copies import Copies
 from distill.checkpoint import read_record, scorer_from_run
-from distill.dataset import training_parts
+from distill.dataset import Source, TrainingParts, training_parts
 from distill.label_share import with_labels_of
 from distill.recipe import RECIPES, load_recipe
 from distill.students.student import Student
 from distill.targets.compute import look_over, targets_in
+from distill.teachers.trained_runs import trained_runs
 from distill.training.batches import Batches
 from edge.errors import InputError
 from edge.prepare import model_inputs
@@ -94,6 +98,69 @@ def test_a_run_with_sharper_eyes_sees_each_copy_at_its_own_size(run, recording, 
     copies_RK = batches.targets.soft_labels[0, :, 3]
     assert len(copies_RK) == 2
     assert np.abs(copies_RK[0] - copies_RK[1]).max() > 0.0, "a copy is judged as a copy"
+
+
+def unlabelled_copies(
+    run: Path, recording: Recording, *overrides: str, **changes: object
+) -> tuple[Copies, Copies]:
+    """Copies as a student at 32 x 32 meets them, and as a run that teaches it does.
+
+    Of parts that are normal or that nobody labelled, so that made defects occur: in all of them.
+    """
+    recipe = quick_recipe(SMALL, "targets.copies=4", "targets.broken_share=1", *overrides)
+    if changes:
+        recipe = msgspec.structs.replace(recipe, augment=only(**changes))
+    parts = training_parts(recording, recipe)
+    rows = tuple(
+        row if row.label == recording.normal_class else msgspec.structs.replace(row, label="")
+        for row in parts.rows
+    )
+    parts = TrainingParts((Source(recording, rows),), parts.spec)
+    runs = trained_runs((str(run),), parts, recipe)
+    assert runs is not None
+    return Copies(parts, recipe), runs.runs[0].copies
+
+
+def at_size_of(small, large):
+    """Resize `large` [H, W] or [H, W, C] to the height and width of `small`, as float."""
+    size = small.shape[1], small.shape[0]
+    resized = Image.fromarray(large).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(resized).astype(np.float32)
+
+
+def test_a_run_of_another_size_sees_a_made_defect_where_the_students_copy_has_it(run, recording):
+    """Its word and the student's mask are joined cell by cell, the worse of the two counts."""
+    own, theirs = unlabelled_copies(run, recording, "augment.sensor_fault=0")
+    assert (own.parts.spec.image.width, theirs.parts.spec.image.width) == (32, 64)
+    shared = []
+    for index in range(len(own.parts)):
+        for number in range(1, 5):
+            own_HW = own.picture(index, number).mask
+            theirs_HW = at_size_of(own_HW, theirs.picture(index, number).mask) > 127
+            near_HW = ndimage.maximum_filter(own_HW, 3) > 0
+            assert not (theirs_HW & ~near_HW).any(), "a defect where the student's copy has none"
+            if (own_HW > 127).any():  # a warp may have moved the defect out of the picture
+                both, either = theirs_HW & (own_HW > 127), theirs_HW | (own_HW > 127)
+                shared.append(both.sum() / either.sum())
+    assert len(shared) > 60
+    assert np.mean(shared) > 0.8
+
+
+@pytest.mark.parametrize("key", DEFECTS)
+def test_a_run_of_another_size_sees_the_students_made_defect_in_its_own_sharp_picture(
+    key, run, recording
+):
+    own, theirs = unlabelled_copies(run, recording, **{key: 1.0})
+    inside = 0
+    for index in range(len(own.parts)):
+        small, large = own.picture(index, 1), theirs.picture(index, 1)
+        sharp_HWC = theirs.parts.image(index)
+        assert (large.pixels == sharp_HWC)[large.mask == 0].all()
+        assert (large.pixels != sharp_HWC).any()
+        way_HWC = at_size_of(sharp_HWC, small.pixels) - large.pixels
+        inside += (large.mask == 255).sum()
+        assert np.abs(way_HWC[large.mask == 255]).max(initial=0.0) <= 1.0, "the very defect"
+    assert inside > 20
 
 
 def test_several_runs_are_one_teacher_of_their_mean(run, small_run, recording, tmp_path):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.augment.made_defects import SHAPES, broken_picture
+from distill.augment.made_defects import SHAPES, broken_picture, with_defect_of
 from distill.augment.made_faults import broken_window
 from distill.augment.pictures import Picture, varied_picture
 from distill.augment.windows import varied_window
@@ -28,6 +28,8 @@ class Copies:
 
     parts: TrainingParts
     recipe: Recipe
+    painted: TrainingParts | None = None
+    """The same parts at the image size at which made defects are painted; None: at their own."""
 
     def broken(self, index: int, round_number: int) -> int:
         """Return which modalities of this copy carry a made defect (flags).
@@ -53,7 +55,7 @@ class Copies:
             return picture
         made, varied = self._random(index, round_number, _IMAGE).spawn(2)
         if self.broken(index, round_number) & BROKEN_IMAGE:
-            picture = broken_picture(picture, self.recipe.augment, made)
+            picture = self._broken_picture(index, picture, made)
         return varied_picture(picture, self.recipe.augment, varied)
 
     def window(
@@ -70,6 +72,17 @@ class Copies:
             random = self._random(index, round_number, _JITTER + 1 + epoch)
             window = varied_window(window, self.recipe.augment, random)
         return window
+
+    def _broken_picture(self, index: int, picture: Picture, random: np.random.Generator) -> Picture:
+        """Paint a made defect, or lay the one over the picture that is painted at another size.
+
+        Painted at both it would lie elsewhere: how much randomness shapes and fillings draw, and
+        which attempt shows, depends on the pixels.
+        """
+        if self.painted is None:
+            return broken_picture(picture, self.recipe.augment, random)
+        before = Picture(self.painted.image(index), None)
+        return with_defect_of(broken_picture(before, self.recipe.augment, random), picture)
 
     def _ways_to_break(self, index: int) -> list[int]:
         """Return what the part has and the recipe breaks, alone and together."""

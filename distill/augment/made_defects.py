@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from distill.augment.perlin import perlin_noise
@@ -60,6 +61,26 @@ def broken_picture(picture: Picture, recipe: AugmentRecipe, random: Random) -> P
     if picture.mask is not None:
         mask_HW = np.maximum(mask_HW, picture.mask)
     return Picture(painted_HWC, mask_HW)
+
+
+def with_defect_of(broken: Picture, picture: Picture) -> Picture:
+    """Lay the made defect of `broken` over a picture of the same part, of another size.
+
+    Beside the defect the picture stays as sharp as it is. Colours are resized times their opacity
+    (Porter and Duff, "Compositing Digital Images", 1984), so that none of what lies around the
+    defect comes along with its edge. A mask that the picture had is kept beside the defect's.
+    """
+    assert broken.mask is not None
+    size = picture.pixels.shape[1], picture.pixels.shape[0]
+    alone_HWC = np.where(broken.mask[:, :, None] > 0, broken.pixels, np.uint8(0))
+    over_HWC, mask_HW = (
+        np.asarray(Image.fromarray(layer).resize(size, Image.Resampling.BILINEAR))
+        for layer in (alone_HWC, broken.mask)
+    )
+    seen_HW1 = 1.0 - mask_HW[:, :, None] / np.float32(255.0)
+    if picture.mask is not None:
+        mask_HW = np.maximum(mask_HW, picture.mask)
+    return Picture(as_bytes(picture.pixels * seen_HW1 + over_HWC), mask_HW)
 
 
 def patch(height: int, width: int, most_area: float, random: Random) -> Soft:

@@ -5,6 +5,7 @@ The run's contract (image size, channels, classes) and its student's shape stay 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from distill.adaptation.order import with_overrides
 from distill.checkpoint import RunRecord, read_record
 from distill.dataset import Source, TrainingParts, require_normal_parts
 from distill.quantization.lessons import untaught
-from distill.recipe import TRAIN_SPLIT, LossRecipe, Recipe, Stage, refuse_contradictions
+from distill.recipe import (
+    TRAIN_SPLIT,
+    LossRecipe,
+    Recipe,
+    Stage,
+    TrainRecipe,
+    refuse_contradictions,
+)
 from edge.errors import InputError
 from edge.prepare import channels_text
 from edge.recording.format import Recording
@@ -58,9 +66,9 @@ def order_for(
     _refuse_another_line(recording, record)
     asked = with_overrides(record.recipe, overrides)
     _refuse_unheard(asked, record.recipe)
-    recipe = _recipe_for(asked, run_folder)
-    require_normal_parts(recording, recipe.threshold.split)
     rows = recording.rows_in(TRAIN_SPLIT)
+    recipe = _recipe_for(asked, run_folder, len(rows))
+    require_normal_parts(recording, recipe.threshold.split)
     parts = TrainingParts((Source(recording, rows),), record.spec)
     return QuantizeOrder(run_folder, record, parts, recipe)
 
@@ -97,14 +105,15 @@ def _refuse_unheard(asked: Recipe, own: Recipe) -> None:
             )
 
 
-def _recipe_for(asked: Recipe, run_folder: Path) -> Recipe:
+def _recipe_for(asked: Recipe, run_folder: Path, parts: int) -> Recipe:
     """Return the recipe of one short stage, in which nobody teaches but the float student.
 
-    Each epoch visits each part once, so that more copies than epochs would never be seen. The
-    weights are the run's: what it gave to labels and to soft labels, both are the float student's
-    soft labels now, and what it gave to teachers' features the embedding has.
+    Of each part no more copies are made than it has visits in all epochs: no more could be seen.
+    The weights are the run's: what it gave to labels and to soft labels, both are the float
+    student's soft labels now, and what it gave to teachers' features the embedding has.
     """
     loss, quantize = asked.loss, asked.quantize
+    visits = quantize.epochs * _visits_per_epoch(asked.train, parts)
     recipe = msgspec.structs.replace(
         asked,
         stages={},
@@ -112,7 +121,7 @@ def _recipe_for(asked: Recipe, run_folder: Path) -> Recipe:
         # Else no teacher and no label would mean "from labels alone", which parts may not have.
         targets=msgspec.structs.replace(
             asked.targets,
-            copies=min(asked.targets.copies, quantize.epochs),
+            copies=min(asked.targets.copies, visits),
             teacher_share=1.0,
             label_share=1.0,
         ),
@@ -135,3 +144,12 @@ def _recipe_for(asked: Recipe, run_folder: Path) -> Recipe:
     )
     refuse_contradictions(recipe, run_folder)
     return recipe
+
+
+def _visits_per_epoch(train: TrainRecipe, parts: int) -> int:
+    """Return how often an epoch shows a part at most: more than once where parts are few.
+
+    As `distill.training.drawn` draws them, all parts having a lesson here.
+    """
+    least_draws = train.min_steps_per_epoch * min(train.batch, parts)
+    return max(1, math.ceil(least_draws / parts))

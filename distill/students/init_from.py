@@ -57,6 +57,7 @@ _PATCH = re.compile(r"patch_embed\w*(?:\.projection|\.proj|\.embedder)?\.(weight
 _PLACES = re.compile(r"(?:position_embeddings|pos_embed|position_embedding\.weight)$")
 _SUMMARY = re.compile(r"(?:cls_token|class_embedding|class_token)$")
 _LAST_NORM = re.compile(r"^(?:\w+\.)*?(?:layernorm|post_layernorm|norm)\.(weight|bias)$")
+_MOST_PREFIX_TOKENS = 1 + 8  # a class token and registers, whose positions precede the patches'
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -84,7 +85,9 @@ class Taken:
 
 def refuse_unfit(student: Student, path: Path) -> None:
     """Raise InputError where `path` cannot start this student."""
-    _Weights(path).refuse_other_geometry(student)
+    weights = _Weights(path)
+    weights.refuse_other_geometry(student)
+    weights.refuse_oblong_places()
 
 
 @torch.no_grad()
@@ -93,10 +96,12 @@ def start_from(student: Student, path: Path) -> Taken:
 
     `path` is a Hugging Face folder or a safetensors file. Call it after the student's
     standardisation is fitted: the patch projection is folded with it. Raises InputError for a
-    path that holds no such weights, and for weights of another geometry, before anything changed.
+    path that holds no such weights, and for weights of another geometry or with positions on an
+    oblong grid, before anything changed.
     """
     weights = _Weights(path)
     weights.refuse_other_geometry(student)
+    weights.refuse_oblong_places()
     told = Taken()
     _start_blocks(student, weights, told)
     _start_patches(student, weights, told)
@@ -187,6 +192,28 @@ class _Weights:
                 expected=f"weights {width} wide, MLP {hidden}, {block.attention.heads} heads",
                 found=f"{found}, {heads} heads",
                 do="Choose the recipe of that geometry, or other weights.",
+            )
+
+    def refuse_oblong_places(self) -> None:
+        """Raise InputError unless positions are those of a square of patches.
+
+        A file does not say how long a row of an oblong grid is.
+        """
+        places = self.get("places")
+        if places is None:
+            return
+        has_class = self.get("summary") is not None
+        most = _MOST_PREFIX_TOKENS if has_class else 0
+        count = places.numel() // places.shape[-1]
+        size = self.config.get("image_size")
+        oblong = isinstance(size, list) and len(set(size)) > 1
+        if oblong or count - math.isqrt(count) ** 2 > most:
+            tokens = f"after at most {most} of class and register tokens" if most else "alone"
+            raise InputError(
+                where=self.path,
+                expected=f"positions learned on a square of patches, {tokens}",
+                found=f"{count} positions" + (f" for image_size {size}" if oblong else ""),
+                do="Use a model for square images; its positions are resized to the student's.",
             )
 
 

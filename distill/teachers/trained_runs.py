@@ -3,7 +3,8 @@
 A large student of a GPU box, or several that began from different seeds, teaches a small one what
 it learned: of labels as well as of parts that nobody labelled (Hinton, Vinyals and Dean, arXiv
 1503.02531; several as one, Lakshminarayanan et al., arXiv 1612.01474, eq. 1). Each sees the copies
-at its own image size, varied alike, so a teacher may have sharper eyes than its student.
+at its own image size, so a teacher may have sharper eyes than its student: moved and lit as the
+student's are, with the same made defects in the same places. Only noise and JPEG's traces differ.
 
 Shapes: B batch, H W pixels, C T sensor, G cells of the student's map, h w the run's map, K classes,
 V views (all, image alone, sensor alone; all only where there is no sensor).
@@ -148,7 +149,8 @@ def trained_runs(
                 found="the weights of one that was named before",
                 do="Leave it out: named twice it would count twice.",
             )
-        runs.append(TrainedRun(checkpoint, Copies(theirs, recipe)))
+        # Its word and the student's mask are joined cell by cell: both must mean the same defect.
+        runs.append(TrainedRun(checkpoint, Copies(theirs, recipe, painted=parts)))
     return TrainedRuns(tuple(runs)) if runs else None
 
 
