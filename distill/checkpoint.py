@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.recipe import Recipe
 from distill.students.student import Student
-from edge.artefact import digest_of_file, new_file
+from edge.artefact import digest_of_file, flush, new_file
 from edge.bundle import MANIFEST_FILE
 from edge.errors import InputError, MachineError
 from edge.model_spec import ModelSpec
@@ -183,7 +183,15 @@ def checkpoint_from_run(folder: Path) -> Checkpoint:
         student = Student(record.spec, record.recipe)
     # Mapped, and taken as they lie: not in memory twice. Who changes them changes a copy.
     weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    student.load_state_dict(weights, assign=True)
+    try:
+        student.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise InputError(
+            where=folder,
+            expected="weights of the student that run.json describes",
+            found=str(error).splitlines()[1].strip() if "\n" in str(error) else str(error),
+            do="Copy the whole run folder again, or distil again.",
+        ) from None
     return Checkpoint(student.eval(), record.spec, record.weights_digest, record.recording_digest)
 
 
@@ -258,15 +266,6 @@ def save_whole(path: Path, content: Any) -> None:
             found=str(error).splitlines()[0],
             do="Free some space, then go on with the same command and --resume.",
         ) from error
-
-
-def flush(path: Path) -> None:
-    """Force a file, or what a folder lists, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _what_is_at(folder: Path) -> str:

@@ -30,6 +30,7 @@ _BY_BACKBONE = ("features", "summary")  # losses that only a backbone can teach
 
 Count = Annotated[int, Meta(ge=1)]
 CountOrNone = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]  # what every generator of random numbers takes
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Amount = Annotated[float, Meta(ge=0.0)]
 Positive = Annotated[float, Meta(gt=0.0)]
@@ -229,7 +230,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One training run."""
 
     name: str
-    seed: CountOrNone
+    seed: Seed
     image: ImageRecipe
     sensor: SensorRecipe
     teacher: TeacherRecipe

@@ -43,7 +43,7 @@ def new_folder(path: Path, *, force: bool = False, mark: str | None = None) -> I
     `mark` names a file by which an output of the same kind is known (see `check_free`).
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at `path`
-    with _disk_errors(path):
+    with disk_errors(path):
         check_free(path, force=force, mark=mark)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(
@@ -53,6 +53,7 @@ def new_folder(path: Path, *, force: bool = False, mark: str | None = None) -> I
             partial.chmod(0o755)
             yield partial
             _flush_tree(partial)
+            check_free(path, force=force, mark=mark)  # something may have come meanwhile
             _replace_folder(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -64,7 +65,7 @@ def new_file(path: Path, *, force: bool = False, magic: bytes | None = None) -> 
 
     With `magic`, `force` replaces only a file that begins with those bytes: one of the same kind.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         check_free(path, force=force, magic=magic)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -72,10 +73,11 @@ def new_file(path: Path, *, force: bool = False, magic: bytes | None = None) -> 
         partial = Path(name)
         try:
             yield partial
-            _flush(partial)
+            flush(partial)
             partial.chmod(0o644)
+            check_free(path, force=force, magic=magic)  # something may have come meanwhile
             partial.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -92,11 +94,16 @@ def check_free(
     if not os.path.lexists(path):
         return
     if not force:
+        is_ours = (mark is None or (path / mark).is_file()) and (
+            magic is None or _begins_with(path, magic)
+        )
         raise InputError(
             where=path,
             expected="a path where nothing is yet",
-            found="an existing output",
-            do="Choose another path, or say --force to replace it.",
+            found="an existing output" if is_ours else "something else",
+            do="Choose another path, or say --force to replace it."
+            if is_ours
+            else "Choose another path.",
         )
     if mark is not None and not (path / mark).is_file():
         raise InputError(
@@ -137,7 +144,7 @@ def _begins_with(path: Path, magic: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a missing right into an error that says the next step."""
     try:
         yield
@@ -184,17 +191,18 @@ def _replace_folder(partial: Path, path: Path) -> None:
             raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _flush_tree(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
-            _flush(Path(parent, name))
-        _flush(Path(parent))
+            flush(Path(parent, name))
+        flush(Path(parent))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Force a file, or what a folder lists, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -178,7 +178,12 @@ class Bundle:
     def path_of(self, name: str) -> Path:
         """Return the path of a file that the manifest lists, after checking digest and size."""
         if name not in self.manifest.files:
-            raise _broken(self.folder / MANIFEST_FILE, f"no entry for '{name}'")
+            raise InputError(
+                where=self.folder / MANIFEST_FILE,
+                expected="a bundle that has what is asked for",
+                found=f"no entry for '{name}', but {', '.join(sorted(self.manifest.files))}",
+                do="Ask for a form that it has, or export it so (`edge export --precision`).",
+            )
         problem = _problem_with(self.folder, name, self.manifest.files[name])
         if problem is not None:
             raise InputError(
@@ -260,7 +265,9 @@ def _manifest_bytes(path: Path) -> bytes:
         raise InputError(
             where=path.parent,
             expected=f"a bundle (a folder with {MANIFEST_FILE})",
-            found=error.strerror or str(error),
+            found=f"a folder without {MANIFEST_FILE}"
+            if path.parent.is_dir() and isinstance(error, FileNotFoundError)
+            else error.strerror or str(error),
             do="Check the path, or make one with `edge export`.",
         ) from None
     if len(content) > _MANIFEST_LIMIT_BYTES:

@@ -87,7 +87,7 @@ def size_text(size: ImageInput) -> str:
 
 
 def _size_from(asked: str) -> ImageInput:
-    match = _SIZE.fullmatch(asked)
+    match = _SIZE.fullmatch(asked.lower())
     if match is None:
         raise InputError(
             where="--frame",

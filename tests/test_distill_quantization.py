@@ -1,6 +1,7 @@
 """A student trained in INT8 by itself in float: what training plays, and what is left of it."""
 
 import os
+import shutil
 import signal
 from argparse import Namespace
 from pathlib import Path
@@ -209,12 +210,30 @@ def test_a_training_stopped_and_resumed_has_the_weights_and_ranges_of_the_unbrok
     with pytest.raises(KeyboardInterrupt):
         quantized(order, ranges, tmp_path / "run2", _Stopped())
     assert not (tmp_path / "run2").exists()
+    kept = tmp_path / "run2.unfinished" / "int8.json"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-5])
+    with pytest.raises(InputError, match="Begin again with --force"):
+        quantized(order, ranges, tmp_path / "run2")
+    kept.write_bytes(whole)
     others = msgspec.structs.replace(ranges, method="another", inputs=ranges.inputs[:1])
     record = quantized(order, others, tmp_path / "run2")  # is not asked again
     assert record.int8 == read_record(own).int8
     weights = [checkpoint_from_run(run).student.state_dict() for run in (own, tmp_path / "run2")]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_record_that_does_not_fit_its_weights_is_named(own: Path, tmp_path: Path):
+    run = Path(shutil.copytree(own, tmp_path / "run"))
+    content = (run / "run.json").read_text()
+    hidden = read_record(own).recipe.student.hidden
+    assert f'"hidden": {hidden}' in content or f'"hidden":{hidden}' in content
+    for space in ("", " "):
+        content = content.replace(f'"hidden":{space}{hidden}', f'"hidden":{space}{hidden + 8}')
+    (run / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"weights of the student that run\.json describes"):
+        checkpoint_from_run(run)
 
 
 def test_parts_need_no_labels_and_ranges_may_stay_as_calibrated(

@@ -131,3 +131,9 @@ def test_batch_in_more_pieces_than_it_has_parts_is_refused():
 def test_name_that_leads_out_of_the_recipes_is_no_recipe():
     with pytest.raises(InputError, match=r"found '\.\./rec'"):
         load_recipe("../rec")
+
+
+def test_seed_is_one_that_every_generator_takes():
+    assert quick_recipe(f"seed={2**32 - 1}").seed == 2**32 - 1
+    with pytest.raises(InputError, match="seed"):
+        quick_recipe(f"seed={2**63 - 1}")

@@ -163,3 +163,34 @@ def test_path_beside_the_folder_that_one_stands_in_has_its_name(tmp_path, monkey
     assert beside(Path("run"), ".unfinished") == Path("run.unfinished")
     assert beside(Path(), ".worst.png") == tmp_path / "bundle.worst.png"
     assert beside(Path("a/.."), ".x") == tmp_path / "bundle.x"
+
+
+def make_while_another_takes_its_place(path):
+    with new_folder(path) as folder:
+        (folder / "made").touch()
+        path.mkdir()
+        (path / "mine.txt").write_text("precious")
+
+
+def write_while_another_takes_its_place(path):
+    with new_file(path) as partial:
+        partial.write_text("made")
+        path.write_text("precious")
+
+
+def test_what_came_while_an_output_was_made_is_kept(tmp_path):
+    """Another command, or a person, may have taken the place that was free when the work began."""
+    with pytest.raises(InputError, match="nothing is yet"):
+        make_while_another_takes_its_place(tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
+    with pytest.raises(InputError, match="nothing is yet"):
+        write_while_another_takes_its_place(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_force_is_not_advised_where_it_would_refuse(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError) as refused:
+        check_free(tmp_path / "photos", mark="run.json")
+    assert "--force" not in str(refused.value)

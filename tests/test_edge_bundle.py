@@ -102,8 +102,10 @@ def test_a_spec_without_a_rule_cannot_judge_and_is_refused(folder):
 
 
 def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
-    with pytest.raises(InputError, match="edge export"):
+    with pytest.raises(InputError, match=r"a folder without manifest\.json.*edge export"):
         Bundle.open(tmp_path)
+    with pytest.raises(InputError, match="No such file or directory"):
+        Bundle.open(tmp_path / "gone")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000])

@@ -148,3 +148,10 @@ def test_what_cannot_be_measured_says_why(plan, capsys, target, words, status, s
     found, out, err = bench(plan.parent / target, *words, capsys=capsys)
     assert (found, out) == (status, "")
     assert said in err
+
+
+def test_threads_without_end_are_refused_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(tmp_path), "--threads", "100000"])
+    assert ended.value.code == 2
+    assert "100000 is above" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -101,3 +102,17 @@ def test_a_full_disk_behind_standard_output_is_the_machines_lack(simulated_line)
     assert result.returncode == 3, result.stderr
     assert "edge: standard output: expected room" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does_and_leaves_nothing_half_written(tmp_path):
+    words = ["simulate", "--parts", "100000", "--out", str(tmp_path / "line")]
+    command = [sys.executable, "-m", "edge.cli.main", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until_s = time.monotonic() + 60
+        while not any(tmp_path.glob(".line.*.partial/*/*")) and time.monotonic() < until_s:
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED
+    assert said.splitlines()[-1] == "edge: stopped."
+    assert list(tmp_path.iterdir()) == []

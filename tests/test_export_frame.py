@@ -78,6 +78,11 @@ def test_error_about_what_is_left_says_how_much_was_left_out(tmp_path):
     assert "left out" not in str(whole.value)
 
 
+def test_size_may_be_written_with_a_large_x(tmp_path):
+    recording = of_sizes(tmp_path / "rec", [(100, 48), (32, 40)])
+    assert recording_of_frames(recording, "32X40", IMAGE)[0] == ImageInput(height=40, width=32)
+
+
 def test_size_that_no_frame_has_is_refused_with_those_there_are(tmp_path):
     recording = of_sizes(tmp_path / "rec", [(n, 20) for n in range(20, 26)])
     with pytest.raises(
@@ -86,7 +91,7 @@ def test_size_that_no_frame_has_is_refused_with_those_there_are(tmp_path):
         recording_of_frames(recording, "1280x960", IMAGE)
 
 
-NO_SIZES = ("1280", "1280x", "x960", "0x960", "1280x0", "-1x5", "1280 x 960", "1280X960", "models")
+NO_SIZES = ("1280", "1280x", "x960", "0x960", "1280x0", "-1x5", "1280 x 960", "models")
 LIKE_SIZES = ("1\uff1280x960", "1e3x960", "1280x960\n", "999999x1", "../x1", "1280x960x3")
 
 

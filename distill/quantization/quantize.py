@@ -52,7 +52,8 @@ from distill.training.processes import first_on_main, on_main
 from distill.training.run_folders import RunFolders, begin, finish, refuse_unshared
 from distill.training.saved_state import Position
 from edge.artefact import new_file
-from edge.recording.format import Recording
+from edge.errors import InputError
+from edge.recording.format import UNREADABLE_JSON, Recording
 
 Calibrate = Callable[[Student], Int8Ranges]
 """Returns everything that export would have in INT8 of a student, with calibrated ranges."""
@@ -140,7 +141,15 @@ def _ranges(float_self: Student, calibrate: Calibrate, folders: RunFolders) -> I
     """Calibrate the float student, or find on disk what an earlier process found."""
     path = folders.unfinished / _RANGES_FILE
     if path.is_file():
-        return msgspec.json.decode(path.read_bytes(), type=Int8Ranges)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Int8Ranges)
+        except UNREADABLE_JSON as error:
+            raise InputError(
+                where=path,
+                expected="the ranges that were found before the training was stopped",
+                found=str(error),
+                do="Begin again with --force.",
+            ) from None
     ranges = calibrate(float_self)
     with new_file(path, force=True) as unsealed:
         unsealed.write_bytes(msgspec.json.encode(ranges))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -13,11 +17,12 @@ from distill.checkpoint import RECORD_FILE, UNFINISHED
 from distill.recipe import Recipe, Stage
 from distill.targets.folder import INDEX_FILE
 from distill.training.saved_state import Position, SavedStates
-from edge.artefact import beside, check_free, new_file
+from edge.artefact import beside, check_free, disk_errors, new_file
 from edge.errors import InputError
 from edge.recording.format import Recording
 
 RECIPE_FILE = "recipe.json"
+_LOCK_FILE = "writer.lock"
 _STATE_FOLDER = "state"
 
 
@@ -53,8 +58,9 @@ def make_room(folders: RunFolders, recipe: Recipe, *, resume: bool, force: bool)
     if folders.targets is not None:
         _refuse_foreign(folders.targets)
     noted = folders.unfinished / RECIPE_FILE
+    _refuse_no_run(folders.unfinished)
     if folders.unfinished.exists() and not resume:
-        if not force and any(p.name != RECIPE_FILE for p in folders.unfinished.iterdir()):
+        if not force and _worked_in(folders.unfinished):
             raise InputError(
                 where=folders.unfinished,
                 expected="no unfinished run",
@@ -76,6 +82,73 @@ def make_room(folders: RunFolders, recipe: Recipe, *, resume: bool, force: bool)
             found="another recording, recipe, run, --set, --teacher or --init-from",
             do="Resume with the very same command, or begin again with --force.",
         )
+
+
+@contextlib.contextmanager
+def only_writer(folders: RunFolders) -> Iterator[None]:
+    """Keep other processes from the unfinished run; a killed one lets go by itself. InputError.
+
+    Where nothing was begun within the block, nothing is left behind.
+    """
+    path = folders.unfinished / _LOCK_FILE
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a")
+    with lock:
+        if not _taken(lock):
+            raise _busy(path.parent)
+        try:
+            yield
+        finally:
+            if path.is_file() and not _worked_in(path.parent):
+                path.unlink()
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()
+
+
+def _taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _busy(unfinished: Path) -> InputError:
+    return InputError(
+        where=unfinished,
+        expected="a run that nobody is training",
+        found="another process that is",
+        do="Wait until it is done or stop it, or choose another --out.",
+    )
+
+
+def _refuse_no_run(unfinished: Path) -> None:
+    """Refuse what stands where the run will live and is none, or is being trained. InputError."""
+    if not os.path.lexists(unfinished):
+        return
+    if not unfinished.is_dir() or (
+        _worked_in(unfinished) and not (unfinished / RECIPE_FILE).is_file()
+    ):
+        raise InputError(
+            where=unfinished,
+            expected="nothing, or a run that was stopped: there a run lives until it is done",
+            found="something else",
+            do="Choose another --out, or move it away.",
+        )
+    if (unfinished / _LOCK_FILE).is_file():
+        with (unfinished / _LOCK_FILE).open("a") as lock:
+            if not _taken(lock):
+                raise _busy(unfinished)
+
+
+def _worked_in(unfinished: Path) -> bool:
+    """Whether there is more than the beginning of a run."""
+    ours = (RECIPE_FILE, _LOCK_FILE)
+    return any(
+        path.name not in ours and not path.name.startswith(f".{RECIPE_FILE}.")
+        for path in unfinished.iterdir()
+    )
 
 
 def _refuse_foreign(targets: Path) -> None:
@@ -116,12 +189,24 @@ def refuse_unshared(folders: RunFolders) -> None:
 
 
 def finish(folders: RunFolders) -> None:
-    """Give the run its name; then drop what only a resume needs, for until then one may come."""
-    if folders.final.exists():
+    """Give the run its name; then drop what only a resume needs, for until then one may come.
+
+    Raises InputError where something else took its place while it was trained.
+    """
+    if os.path.lexists(folders.final):
+        if not (folders.final / RECORD_FILE).is_file():
+            raise InputError(
+                where=folders.final,
+                expected="nothing, as there was when the training began",
+                found="something that is no run",
+                do="Move it away, and say the same command with --resume: all of the training is "
+                f"saved in {folders.unfinished}.",
+            )
         shutil.rmtree(folders.final)
     folders.unfinished.rename(folders.final)
     shutil.rmtree(folders.final / _STATE_FOLDER, ignore_errors=True)
-    (folders.final / RECIPE_FILE).unlink(missing_ok=True)
+    for name in (RECIPE_FILE, _LOCK_FILE):
+        (folders.final / name).unlink(missing_ok=True)
 
 
 def saved_text(folders: RunFolders, recipe: Recipe) -> str:

@@ -27,9 +27,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from distill.checkpoint import flush
 from distill.students.student import Student
-from edge.artefact import digest_of_file
+from edge.artefact import digest_of_file, flush
 from edge.errors import InputError, MachineError
 
 POSITION_FILE = "position.json"

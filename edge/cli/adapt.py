@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge.cli.progress import typed
 from edge.cli.training import (
     INTERRUPTED,
     add_run_arguments,
@@ -99,7 +100,8 @@ def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:
         print(f"not learned: {gap}")
     for remark in record.remarks:
         print(f"note: {remark}")
-    print(f"Measure it with: edge evaluate {arguments.out} {arguments.recording} --split test")
+    evaluate = ("edge", "evaluate", arguments.out, arguments.recording, "--split", "test")
+    print(f"Measure it with: {typed(*evaluate)}")
 
 
 def _tell_calibration(samples: int, arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.bundle import FORM_FILES, Bundle
-from edge.cli.replay import at_least_one
+from edge.cli.replay import at_least_one, threads
 from edge.errors import InputError
 from edge.model_spec import ModelSpec
 from edge.plan import FLAVOURS, Plan, PlanStamp
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--form", choices=FORM_FILES, help="of a bundle (default: the one `edge export` chose)"
     )
     parser.add_argument(
-        "--threads", type=at_least_one, help="of onnxruntime (default: one core is left free)"
+        "--threads", type=threads, help="of onnxruntime (default: one core is left free)"
     )
     parser.add_argument(
         "--memory",

@@ -11,10 +11,12 @@ from typing import Any
 
 from edge.artefact import check_free
 from edge.bundle import FORM_FILES, Bundle
+from edge.cli.progress import typed
 from edge.cli.replay import at_least_one, not_negative
 from edge.plan import FLAVOURS, MAGIC
 
 _LINE_EVERY_S = 10.0
+_MOST_MB = 1 << 20  # a terabyte: beyond it somebody meant bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workspace-mb",
-        type=at_least_one,
+        type=_megabytes,
         metavar="MB",
         help="the builder's workspace (default: half of the memory that is left)",
     )
@@ -49,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what the builder measured, kept and used again (default: beside the plan)",
     )
+
+
+def _megabytes(text: str) -> int:
+    number = at_least_one(text)
+    if number > _MOST_MB:
+        raise argparse.ArgumentTypeError(f"{number} is above {_MOST_MB}")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -90,7 +99,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Timing cache: {built.timing_cache}, {built.cached_bytes:,} bytes of it used again.")
     bound = [f"{name} {value}" for name, value in _fields(stamp.built_for) if value]
     print(f"Bound to: {', '.join(bound)}.")
-    print(f"Next: edge bench {arguments.out}")
+    if arguments.compute_capability is None:
+        print(f"Next: {typed('edge', 'bench', arguments.out)}")
+    else:
+        print(
+            "Next: copy it to a machine with that GPU, and there: "
+            f"{typed('edge', 'bench', arguments.out.name)}"
+        )
     return 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge.cli.progress import typed
 from edge.cli.training import (
     INTERRUPTED,
     add_run_arguments,
@@ -165,4 +166,5 @@ def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:
     tell_threshold(record)
     for remark in record.remarks:
         print(f"note: {remark}")
-    print(f"Measure it with: edge evaluate {arguments.out} {arguments.recording} --split test")
+    evaluate = ("edge", "evaluate", arguments.out, arguments.recording, "--split", "test")
+    print(f"Measure it with: {typed(*evaluate)}")

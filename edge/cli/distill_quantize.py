@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from edge.cli.export_inputs import DEFAULT_SAMPLES
+from edge.cli.progress import typed
 from edge.cli.training import INTERRUPTED, read_once, run_training, tell_threshold
 from edge.errors import InputError
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from export.calibration import CalibrationSet
 
 _NO_NEARER = 1
-_CALIBRATION_SAMPLES = 128  # as `edge export` draws where nothing else is said
 
 
 def run_quantize(arguments: argparse.Namespace) -> int:
@@ -76,7 +77,7 @@ def _input(
     order = order_for(arguments.quantize, recording, tuple(arguments.overrides))
     calibration = calibration_set(
         *(recording, order.record.spec),
-        samples=_CALIBRATION_SAMPLES,
+        samples=DEFAULT_SAMPLES,
         too_few=f"Give a recording with {MINIMUM_SAMPLES} or more parts in '{TRAIN_SPLIT}'; or "
         f"ship the run without any ranges: edge export {arguments.quantize} --calibration "
         f"{arguments.recording} --precision fp16 --out BUNDLE",
@@ -117,4 +118,5 @@ def _tell(record: RunRecord, arguments: argparse.Namespace) -> None:
     one, run = ("it", arguments.out)
     if not came_nearer(record):
         one, run = ("the float run", arguments.quantize)
-    print(f"Export {one} with: edge export {run} --calibration {arguments.recording} --out BUNDLE")
+    export = ("edge", "export", run, "--calibration", arguments.recording, "--out", "BUNDLE")
+    print(f"Export {one} with: {typed(*export)}")

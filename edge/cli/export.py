@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edge.artefact import check_free, digest_of_file, new_folder
 from edge.bundle import FORM_FILES, FP32_FILE, MANIFEST_FILE, Bundle, CompileCheck
-from edge.cli.export_inputs import ExportInputs, inputs_from, int8_choices
+from edge.cli.export_inputs import DEFAULT_SAMPLES, ExportInputs, inputs_from, int8_choices
 from edge.cli.export_table import draw_worst, show, worst_path
 from edge.cli.progress import Progress, say, step
 from edge.errors import AnswerIsNo
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from export.forms import Form, Trial
     from export.judge import Judged
 
-_DEFAULT_SAMPLES = 128
 _PRECISIONS = ("int8", "fp16", "int4-weights", "auto", "fp8")  # fp8 is refused, with the reason
 _METHODS = ("auto", "max", "percentile", "entropy", "mse")
 
@@ -53,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples",
         type=int,
-        default=_DEFAULT_SAMPLES,
-        help=f"calibration samples, drawn from all labels in turn (default {_DEFAULT_SAMPLES})",
+        default=DEFAULT_SAMPLES,
+        help=f"calibration samples, drawn from all labels in turn (default {DEFAULT_SAMPLES})",
     )
     parser.add_argument(
         "--batch",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from export.calibration import CalibrationSet
     from export.forms import Int8Choices
 
+DEFAULT_SAMPLES = 128  # to calibrate on
 WITH_RANGES = ("int8", "auto")  # precisions whose ranges are read from calibration samples
 
 

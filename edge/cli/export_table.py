@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge.artefact import beside, new_file
 from edge.bundle import FORM_FILES, CompileCheck, Manifest, Quantisation
+from edge.cli.progress import typed
 from edge.recording.contact_sheet import PNG_MAGIC
 from edge.recording.format import Recording
 
@@ -58,7 +59,7 @@ def show(manifest: Manifest, out: Path, forms: Sequence[Form], sizes: dict[str, 
     console.print(f"Reference: {reference}", highlight=False)
     console.print(f"Worst samples, drawn: {worst_path(out)}", highlight=False)
     console.print(f"Bundle: {out}", highlight=False)
-    console.print(f"Next: edge verify {out}", highlight=False)
+    console.print(f"Next: {typed('edge', 'verify', out)}", highlight=False)
 
 
 def worst_path(out: Path) -> Path:

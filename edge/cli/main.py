@@ -7,10 +7,14 @@ command's module is imported only when that command is called.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -76,17 +80,34 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        status = _status_of(module_name, arguments)
+        with _ended_as_by_ctrl_c():
+            status = _status_of(module_name, arguments)
         sys.stdout.flush()
     except EdgeError as error:
         print(f"edge: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("edge: stopped by Ctrl-C.", file=sys.stderr)
+        print("edge: stopped.", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         return _status_of_failed_output(error)
     return status
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, which takes away what is half written.
+
+    Who runs until it is told to stop listens for both by itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _status_of_failed_output(error: OSError) -> int:

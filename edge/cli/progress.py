@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +54,11 @@ def step(title: str) -> Iterator[None]:
 def say(line: str) -> None:
     """Print a line on standard error at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def typed(*words: object) -> str:
+    """Return a command as a person can paste it, whatever its paths are called."""
+    return shlex.join(map(str, words))
 
 
 def is_main_process() -> bool:

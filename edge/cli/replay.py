@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", type=Path, help="the plan that a provider of TensorRT runs")
     parser.add_argument(
-        "--threads", type=at_least_one, help="of onnxruntime (default: one core is left free)"
+        "--threads", type=threads, help="of onnxruntime (default: one core is left free)"
     )
     parser.add_argument("--limit", type=at_least_one, metavar="N", help="stop after N parts")
     parser.add_argument("--realtime", action="store_true", help="at the recording's own pace")
@@ -135,6 +136,15 @@ def at_least_one(text: str) -> int:
 def not_negative(text: str) -> int:
     """Read a number that counts from 0 from the command line."""
     return _at_least(0, text)
+
+
+def threads(text: str) -> int:
+    """Read a number of threads from the command line: no more than wait for each other for ever."""
+    number = _at_least(1, text)
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if number > most:
+        raise argparse.ArgumentTypeError(f"{number} is above {most}")
+    return number
 
 
 def _at_least(least: int, text: str) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from edge.cli.progress import say
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -61,23 +63,23 @@ def run_training(
 ) -> RunRecord | None:
     """Make room for the run and train; None where Ctrl-C stopped it: what is saved was said."""
     from distill.training.processes import accelerator_for, on_main
-    from distill.training.run_folders import make_room, saved_text
+    from distill.training.run_folders import RECIPE_FILE, make_room, only_writer, saved_text
     from edge.cli.progress import is_main_process
     from edge.cli.training_display import journal_for
 
     accelerator = accelerator_for(recipe.train)
     room = {"resume": arguments.resume, "force": arguments.force}
     on_main(accelerator, lambda: make_room(folders, recipe, **room))
-    try:
-        record = train(journal_for(folders.unfinished), accelerator)
-    except KeyboardInterrupt:
-        if is_main_process():
-            print(
-                f"edge: stopped: {saved_text(folders, recipe)}. Go on with the same command and "
-                "--resume.",
-                file=sys.stderr,
-            )
-        return None
+    with contextlib.ExitStack() as held:
+        on_main(accelerator, lambda: held.enter_context(only_writer(folders)))
+        try:
+            record = train(journal_for(folders.unfinished), accelerator)
+        except KeyboardInterrupt:
+            if is_main_process():
+                begun = (folders.unfinished / RECIPE_FILE).is_file()
+                how = f"{saved_text(folders, recipe)}. Go on with the same command and --resume."
+                say(f"edge: stopped: {how if begun else 'nothing had begun.'}")
+            return None
     accelerator.end_training()
     return record
 
