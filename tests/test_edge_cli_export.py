@@ -155,12 +155,14 @@ def test_existing_output_is_refused_early_and_replaced_by_force(
     folders.mkdir()
     (folders / "old.txt").write_text("somebody's")
     assert export(run_folder, small_recording().folder, folders) == 2
-    assert "--force" in refused(capsys)
+    assert "found something else. Choose another path." in refused(capsys)
     # Not even --force deletes what no export wrote, such as the recording it calibrates on.
     assert export(run_folder, small_recording().folder, folders, "--force") == 2
     assert "deletes nothing" in refused(capsys)
     assert (folders / "old.txt").exists()
     (folders / "manifest.json").write_text("an earlier bundle")
+    assert export(run_folder, small_recording().folder, folders) == 2
+    assert "--force" in refused(capsys)
     # On this second way the builder is absent, which is said and recorded, and no reason to stop.
     monkeypatch.setattr(compile_check, "_BINDINGS", "no_such_bindings")
     assert export(run_folder, small_recording().folder, folders, "--force") == 0
