@@ -80,9 +80,8 @@ side = st.integers(1, 300)
 @given(st.tuples(side, side), st.tuples(side, side), st.integers(1, 2))
 def test_any_size_to_any_other_as_on_the_host(source, target, batch):
     frames = frames_of(source, batch=batch)
-    apart = np.abs(resize_alone(source, target, batch)[1](frames) - on_the_host(frames, target))
-    assert apart.max() <= 2  # a level in each pass, where a sum lies between two
-    assert apart.mean() < 0.15
+    made = resize_alone(source, target, batch)[1](frames)
+    np.testing.assert_array_equal(made, on_the_host(frames, target))
 
 
 @pytest.mark.parametrize(
@@ -93,17 +92,14 @@ def test_any_size_to_any_other_as_on_the_host(source, target, batch):
         ((1080, 1920), (192, 320)),
         ((1200, 1600), (384, 512)),
         ((150, 250), (160, 256)),
+        ((240, 320), (224, 288)),  # many sums lie just between two grey levels
         ((1024, 1279), (224, 288)),  # a prime width: no stretch divides it
     ],
 )
-def test_frames_of_cameras_differ_in_few_values_by_one_level(source, target):
+def test_frames_of_cameras_are_those_of_the_host_to_the_bit(source, target):
     frames = frames_of(source)
     made = resize_alone(source, target)[1](frames)
-    apart = np.abs(made - on_the_host(frames, target))
-    assert apart.max() <= 1
-    assert (apart > 0).mean() < 0.06  # all but the slope's: where each other sum is a half
-    assert (made == np.round(made)).all()
-    assert 0 <= made.min() <= made.max() <= 255
+    np.testing.assert_array_equal(made, on_the_host(frames, target))
 
 
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
@@ -118,7 +114,7 @@ def test_side_that_fits_is_not_multiplied():
         model, run = resize_alone(source, (64, 64))
         frames = frames_of(source)
         assert products(model) == passes
-        assert np.abs(run(frames) - on_the_host(frames, (64, 64))).max() <= 1
+        np.testing.assert_array_equal(run(frames), on_the_host(frames, (64, 64)))
 
 
 @pytest.mark.parametrize(("source", "target"), [(1280, 256), (1279, 256), (100, 640), (7, 3)])
@@ -129,8 +125,12 @@ def test_weights_are_fixed_point_numbers_that_sum_to_one(source, target):
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-5)
     cut = stretches_of(filter_weights(source, target))
     assert cut.weights_NPR.shape[0] * cut.weights_NPR.shape[1] == source + cut.appended
-    assert cut.weights_NPR.sum() == pytest.approx(weights.sum(), abs=1e-3)
-    assert len(cut.places_TO) <= 2
+    assert (cut.weights_NPR == np.floor(cut.weights_NPR)).all()
+    assert cut.weights_NPR.max() <= 2**11
+    halves = cut.weights_NPR.shape[2] // 2
+    high, low = cut.weights_NPR[:, :, :halves].sum(), cut.weights_NPR[:, :, halves:].sum()
+    assert high * 2**11 + low == pytest.approx(steps.sum(), rel=1e-6)
+    assert len(cut.high_TO) == len(cut.low_TO) <= 2
 
 
 def whole_spec(batch=1):
