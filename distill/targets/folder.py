@@ -49,7 +49,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -215,16 +215,23 @@ def refuse_changed(
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from computing into the folder; a killed one lets go by itself."""
     with (folder / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(lock):
             raise InputError(
                 where=folder,
                 expected="targets that nobody is computing",
                 found="another process that is",
                 do="Wait until it is done (its targets can be shared), or name another --targets.",
-            ) from None
+            )
         yield
+
+
+def take(lock: IO[str]) -> bool:
+    """Take the lock that an open file is, and say whether no other process has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from distill.checkpoint import RECORD_FILE, UNFINISHED
 from distill.recipe import Recipe, Stage
-from distill.targets.folder import INDEX_FILE
+from distill.targets.folder import INDEX_FILE, take
 from distill.training.saved_state import Position, SavedStates
 from edge.artefact import beside, check_free, disk_errors, new_file
 from edge.errors import InputError
@@ -95,7 +93,7 @@ def only_writer(folders: RunFolders) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("a")
     with lock:
-        if not _taken(lock):
+        if not take(lock):
             raise _busy(path.parent)
         try:
             yield
@@ -104,14 +102,6 @@ def only_writer(folders: RunFolders) -> Iterator[None]:
                 path.unlink()
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()
-
-
-def _taken(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _busy(unfinished: Path) -> InputError:
@@ -138,7 +128,7 @@ def _refuse_no_run(unfinished: Path) -> None:
         )
     if (unfinished / _LOCK_FILE).is_file():
         with (unfinished / _LOCK_FILE).open("a") as lock:
-            if not _taken(lock):
+            if not take(lock):
                 raise _busy(unfinished)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.bundle import FORM_FILES, Bundle
-from edge.cli.replay import at_least_one, threads
+from edge.cli.numbers import at_least_one, threads
 from edge.errors import InputError
 from edge.model_spec import ModelSpec
 from edge.plan import FLAVOURS, Plan, PlanStamp

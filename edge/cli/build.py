@@ -11,8 +11,8 @@ from typing import Any
 
 from edge.artefact import check_free
 from edge.bundle import FORM_FILES, Bundle
+from edge.cli.numbers import at_least_one, not_negative
 from edge.cli.progress import typed
-from edge.cli.replay import at_least_one, not_negative
 from edge.plan import FLAVOURS, MAGIC
 
 _LINE_EVERY_S = 10.0

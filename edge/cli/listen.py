@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from edge.cli.numbers import at_least_one
 from edge.cli.received import Display, JsonLines, LiveTable, PlainLines, summary_of
-from edge.cli.replay import at_least_one
 from edge.errors import AnswerIsNo, InputError
 
 if TYPE_CHECKING:

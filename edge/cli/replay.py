@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edge.cli.numbers import at_least_one, threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,29 +127,3 @@ def line_of(inspection: Inspection) -> str:
         f"score {score:>6} / {inspection.threshold:.4f}  {inspection.label:16} "
         f"{inspection.timings.total_ms:7.2f} ms{remark}"
     )
-
-
-def at_least_one(text: str) -> int:
-    """Read a count from the command line."""
-    return _at_least(1, text)
-
-
-def not_negative(text: str) -> int:
-    """Read a number that counts from 0 from the command line."""
-    return _at_least(0, text)
-
-
-def threads(text: str) -> int:
-    """Read a number of threads from the command line: no more than wait for each other for ever."""
-    number = _at_least(1, text)
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if number > most:
-        raise argparse.ArgumentTypeError(f"{number} is above {most}")
-    return number
-
-
-def _at_least(least: int, text: str) -> int:
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{number} is below {least}")
-    return number

@@ -1,6 +1,6 @@
 """Ours beside nvidia-modelopt's ONNX PTQ: the same student, the same FP32 file, the same samples.
 
-    python -m tests.benchmarks modelopt             600m; modelopt takes about 23 GB: run it alone
+    python -m tests.benchmarks modelopt             600m; modelopt outgrows 24 GB: run it alone
     python -m tests.benchmarks modelopt --quick     two blocks of the recipe base
 
 Ours goes from the checkpoint to the packed bundle, its FP32 export included; modelopt goes from
