@@ -61,7 +61,7 @@ def filter_weights(source: int, target: int) -> NDArray[np.float32]:
 class Stretches:
     """One line's weights, cut. A pixel out is the sum of its T parts, some of which are zero."""
 
-    weights_NPR: NDArray[np.float32]  # whole numbers below 2**11
+    weights_NPR: NDArray[np.float32]  # whole numbers, 2**11 at most
     high_TO: NDArray[np.int64]  # place of each term's high half among the N * R parts
     low_TO: NDArray[np.int64]
     appended: int  # black pixels at the end of the line, so that N * P is its length
